@@ -1,0 +1,43 @@
+"""The exceptions users see, and the wording that every one of them shares.
+
+A message says what was found, what was expected and what would work. Internal invariants use `assert`, never these.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FxQuantError(Exception):
+    """Base of every error that fxquant raises on purpose."""
+
+
+class CaptureError(FxQuantError):
+    """A model could not be turned into an fx graph."""
+
+
+class InputError(FxQuantError):
+    """A graph was called with arguments other than those it was captured with."""
+
+
+class ConfigError(FxQuantError):
+    """A backend file, a recipe or a quantization scheme is wrong."""
+
+
+class CalibrationError(FxQuantError):
+    """Calibration data cannot give ranges."""
+
+
+class CoverageError(FxQuantError):
+    """`strict=True` and an op that should be quantized stays in float."""
+
+
+class ArtifactError(FxQuantError):
+    """A saved artifact is damaged, altered, too new, or in the way."""
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    """Return "; did you mean 'X'? Known: …" for a name that is not among `known`."""
+    names = sorted(known)
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(names) if names else '(none)'}"

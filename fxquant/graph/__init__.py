@@ -1,0 +1,1 @@
+"""Graphs: capturing, entering, editing, matching and printing them. Nothing here knows of quantization schemes."""

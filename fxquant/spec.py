@@ -1,0 +1,111 @@
+"""`QuantSpec` says how a tensor is to be quantized; `QParams` holds the numbers that came of it."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from fxquant.errors import ConfigError, suggest
+
+
+class IntegerFormat(NamedTuple):
+    """An integer format: the torch dtype that stores it and its whole value range."""
+
+    torch_dtype: torch.dtype
+    minimum: int
+    maximum: int
+
+    @property
+    def signed(self) -> bool:
+        return self.minimum < 0
+
+
+FORMATS: dict[str, IntegerFormat] = {
+    "int8": IntegerFormat(torch.int8, -128, 127),
+    "uint8": IntegerFormat(torch.uint8, 0, 255),
+    "int32": IntegerFormat(torch.int32, -(2**31), 2**31 - 1),
+}
+GRANULARITIES = ("per-tensor", "per-channel", "per-token")
+RANGES = ("restricted", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantSpec:
+    """How one tensor is quantized: x = S·(q − Z).
+
+    Invariants:
+        - `dtype` is a key of `FORMATS`; `granularity` is one of `GRANULARITIES`.
+        - `axis` is given for per-channel only: the axis that keeps a scale per index (may be negative).
+        - per-token (one scale for each slice along the last axis) exists at run time only: `dynamic` is true.
+        - `range` matters to symmetric signed formats: "restricted" uses [-127, 127] with S = max/127,
+          "full" uses [-128, 127] with S = 2·max/255.
+        - `observer` finds the range of a static tensor; `options` are its keyword arguments.
+    """
+
+    dtype: str = "int8"
+    granularity: str = "per-tensor"
+    axis: int | None = None
+    symmetric: bool = False
+    dynamic: bool = False
+    range: str = "restricted"
+    observer: str = "minmax"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_choice("dtype", self.dtype, FORMATS)
+        _check_choice("granularity", self.granularity, GRANULARITIES)
+        _check_choice("range", self.range, RANGES)
+        if self.granularity == "per-channel" and self.axis is None:
+            object.__setattr__(self, "axis", 0)
+        if self.granularity != "per-channel" and self.axis is not None:
+            raise ConfigError(f"axis = {self.axis} has a meaning for per-channel only, not for {self.granularity}")
+        if self.granularity == "per-token" and not self.dynamic:
+            raise ConfigError("per-token scales exist at run time only: set dynamic = true, or use per-tensor")
+
+    @property
+    def format(self) -> IntegerFormat:
+        return FORMATS[self.dtype]
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer this spec uses: −127 rather than −128 for restricted symmetric int8."""
+        narrow = self.symmetric and self.format.signed and self.range == "restricted"
+        return self.format.minimum + 1 if narrow else self.format.minimum
+
+    @property
+    def qmax(self) -> int:
+        return self.format.maximum
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as JSON-able data; `from_dict` reads it back."""
+        return {**asdict(self), "options": dict(self.options)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Build a spec from data, raising `ConfigError` for an unknown key or a value of the wrong type."""
+        known = {f.name: type(f.default) for f in fields(cls)}
+        for key, value in data.items():
+            if key not in known:
+                raise ConfigError(f"unknown key {key!r}: {suggest(key, known)}")
+            expected = {"axis": (int, type(None)), "options": (dict, tuple)}.get(key, (known[key],))
+            if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+                raise ConfigError(f"{key} = {value!r}: expected {expected[0].__name__}, got {type(value).__name__}")
+        options = tuple(sorted(dict(data.get("options", ())).items()))
+        return cls(**{**data, "options": options})
+
+
+def _check_choice(key: str, value: object, known: Any) -> None:
+    if value not in known:
+        raise ConfigError(f"{key} = {value!r} is not known: {suggest(value, known)}")
+
+
+class QParams(NamedTuple):
+    """The scale and zero point of a tensor, x = scale·(q − zero_point).
+
+    Shapes: `scale` and `zero_point` are () per tensor, (channels,) per channel along `axis`, and (…, 1) per token,
+    where they broadcast against the tensor (`axis` is None). `scale` is float32, `zero_point` int32.
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    axis: int | None = None
