@@ -1,1 +1,62 @@
 """fxquant: torch.fx graph-rewriting passes that quantize Transformer models and say what they did."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fxquant.artifact import load, save
+from fxquant.backends import Backend, load_backend
+from fxquant.calibration import calibrate
+from fxquant.errors import (
+    ArtifactError,
+    CalibrationError,
+    CaptureError,
+    ConfigError,
+    CoverageError,
+    DataError,
+    FxQuantError,
+    FxQuantWarning,
+    InputError,
+)
+from fxquant.evaluation.compare import Comparison, compare
+from fxquant.graph.capture import capture
+from fxquant.ledger import Ledger
+from fxquant.program import Program
+from fxquant.quantize import ledger, quantize
+from fxquant.recipe import Override, Recipe
+from fxquant.spec import QuantSpec
+from fxquant.stages import convert, lower, prepare
+
+try:
+    __version__ = version("fxquant")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "ArtifactError",
+    "Backend",
+    "CalibrationError",
+    "CaptureError",
+    "Comparison",
+    "ConfigError",
+    "CoverageError",
+    "DataError",
+    "FxQuantError",
+    "FxQuantWarning",
+    "InputError",
+    "Ledger",
+    "Override",
+    "Program",
+    "QuantSpec",
+    "Recipe",
+    "__version__",
+    "calibrate",
+    "capture",
+    "compare",
+    "convert",
+    "ledger",
+    "load",
+    "load_backend",
+    "lower",
+    "prepare",
+    "quantize",
+    "save",
+]

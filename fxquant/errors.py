@@ -11,6 +11,10 @@ class FxQuantError(Exception):
     """Base of every error that fxquant raises on purpose."""
 
 
+class FxQuantWarning(UserWarning):
+    """Something that the user should know of and that stops nothing."""
+
+
 class CaptureError(FxQuantError):
     """A model could not be turned into an fx graph."""
 
@@ -29,6 +33,10 @@ class CalibrationError(FxQuantError):
 
 class CoverageError(FxQuantError):
     """`strict=True` and an op that should be quantized stays in float."""
+
+
+class DataError(FxQuantError):
+    """A text, a batch or a model folder that is given to be measured cannot be used."""
 
 
 class ArtifactError(FxQuantError):

@@ -83,11 +83,12 @@ class QuantSpec:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Build a spec from data, raising `ConfigError` for an unknown key or a value of the wrong type."""
-        known = {f.name: type(f.default) for f in fields(cls)}
+        known: dict[str, type] = {f.name: type(f.default) for f in fields(cls)}
+        special: dict[str, tuple[type, ...]] = {"axis": (int, type(None)), "options": (dict, tuple)}
         for key, value in data.items():
             if key not in known:
                 raise ConfigError(f"unknown key {key!r}: {suggest(key, known)}")
-            expected = {"axis": (int, type(None)), "options": (dict, tuple)}.get(key, (known[key],))
+            expected = special.get(key, (known[key],))
             if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
                 raise ConfigError(f"{key} = {value!r}: expected {expected[0].__name__}, got {type(value).__name__}")
         options = tuple(sorted(dict(data.get("options", ())).items()))

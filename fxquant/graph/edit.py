@@ -24,7 +24,11 @@ class TensorInfo:
     dynamic: tuple[bool, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"dtype": str(self.dtype).removeprefix("torch."), "shape": list(self.shape), "dynamic": list(self.dynamic)}
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "shape": list(self.shape),
+            "dynamic": list(self.dynamic),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TensorInfo":
@@ -106,14 +110,20 @@ def set_tensor(gm: fx.GraphModule, target: str, tensor: Tensor) -> None:
 
 def free_target(gm: fx.GraphModule, wanted: str) -> str:
     """Return `wanted`, or `wanted_1`, `wanted_2`, … where that attribute path is taken."""
-    taken = {name for name, _ in gm.named_buffers(remove_duplicate=False)}
-    taken |= {name for name, _ in gm.named_parameters(remove_duplicate=False)}
-    taken |= {name for name, _ in gm.named_modules(remove_duplicate=False)}
     target, count = wanted, 0
-    while target in taken:
+    while _is_taken(gm, target):
         count += 1
         target = f"{wanted}_{count}"
     return target
+
+
+def _is_taken(gm: fx.GraphModule, target: str) -> bool:
+    holder: object = gm
+    for part in target.split("."):
+        if not hasattr(holder, part):
+            return False
+        holder = getattr(holder, part)
+    return True
 
 
 def add_constant(gm: fx.GraphModule, wanted: str, tensor: Tensor, before: fx.Node) -> fx.Node:
@@ -132,7 +142,13 @@ def describe(tensor: Tensor) -> TensorInfo:
 
 
 def call(
-    graph: fx.Graph, target: Any, args: tuple[Any, ...], *, like: fx.Node, value: TensorInfo | None = None, **kwargs: Any
+    graph: fx.Graph,
+    target: Any,
+    args: tuple[Any, ...],
+    *,
+    like: fx.Node,
+    value: TensorInfo | None = None,
+    **kwargs: Any,
 ) -> fx.Node:
     """Insert a call at the graph's insertion point with the module path of `like` and the given result description."""
     node = graph.call_function(target, args, kwargs)

@@ -1,0 +1,142 @@
+"""The layers that two graphs of one model have in common, and their values when the graphs run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.errors import DataError, FxQuantError
+from fxquant.graph import edit, structure
+from fxquant.graph.signature import signature_of
+from fxquant.ledger import Row, read_ledger
+from fxquant.numerics import dequantize
+from fxquant.observers import Observer
+from fxquant.passes.canonicalize import canonicalize
+from fxquant.spec import QParams
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One op that both graphs compute: its ledger row in the candidate, and the node of its result in each graph.
+
+    `share` is its part of the FLOPs of the whole candidate, 0 to 1.
+    """
+
+    row: Row
+    share: float
+    reference: str
+    candidate: str
+
+
+def comparable(gm: object, role: str) -> fx.GraphModule:
+    """Return `gm`, in canonical form if it is fresh from capture, so that the names of its nodes are those of claims.
+
+    Raises:
+        FxQuantError: it is no graph of fxquant's; the text begins with `role`.
+    """
+    if not isinstance(gm, fx.GraphModule) or "stage" not in edit.marks(gm):
+        found = "a GraphModule that fxquant did not make" if isinstance(gm, fx.GraphModule) else type(gm).__name__
+        raise FxQuantError(
+            f"{role} is {found}: expected a graph from fxquant.capture, prepare, convert, lower, quantize or load"
+        )
+    return canonicalize(gm) if edit.marks(gm)["stage"] == "captured" else gm
+
+
+def common_layers(reference: fx.GraphModule, candidate: fx.GraphModule) -> tuple[Layer, ...]:
+    """Return the ops that the candidate's ledger shows and the reference computes under the same canonical name.
+
+    They are claimed ops and matrix arithmetic, in the order of the candidate.
+
+    Raises:
+        DataError: there are none.
+    """
+    theirs = {_canonical_name(node): node.name for node in reference.graph.nodes if node.op == "call_function"}
+    rows = {row.node: row for row in read_ledger(candidate).rows}
+    total = sum(row.flops for row in rows.values()) or 1
+    layers = []
+    for node in candidate.graph.nodes:
+        row, name = rows.get(node.name), _canonical_name(node)
+        if row is not None and name in theirs and (row.family or "claim" in edit.marks(node)):
+            layers.append(Layer(row, row.flops / total, theirs[name], node.name))
+    if not layers:
+        raise DataError(
+            "the graphs have no layer in common: expected two graphs of one model, captured with the same arguments"
+        )
+    return tuple(layers)
+
+
+def _canonical_name(node: fx.Node) -> str:
+    claim: Mapping[str, Any] = edit.marks(node).get("claim", {})
+    return str(claim.get("name", node.name))
+
+
+def output_names(gm: fx.GraphModule) -> list[str]:
+    """Return a name for each leaf of the model's output, "output" for an output that is one tensor."""
+    return [name or "output" for name in structure.names(signature_of(gm).outputs)]
+
+
+def call_leaves(gm: fx.GraphModule, batch: object) -> tuple[Any, ...]:
+    """Return the graph's inputs for a batch: a dict of keyword arguments, a tuple or list of positional ones, a tensor.
+
+    Raises:
+        InputError: the graph was not captured for such a call.
+        DataError: the batch is of another type.
+    """
+    signature = signature_of(gm)
+    if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch):
+        return signature.flatten((), dict(batch))
+    if isinstance(batch, tuple | list):
+        return signature.flatten(tuple(batch), {})
+    if isinstance(batch, Tensor):
+        return signature.flatten((batch,), {})
+    raise DataError(f"is {type(batch).__name__}: expected a dict of keyword arguments, a tuple or list, or a tensor")
+
+
+@dataclass(frozen=True)
+class Values:
+    """What one run of a graph gave: float values by node name, and the leaves of the output."""
+
+    by_node: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: Sequence[Any] = ()
+
+
+def run_layers(gm: fx.GraphModule, wanted: set[str], leaves: tuple[Any, ...]) -> Values:
+    """Run `gm` and keep the values of the nodes named in `wanted`; those that kernels left as integers come in float.
+
+    Observers are passed by: they see nothing of this.
+    """
+    watcher = _Watcher(gm, wanted)
+    with torch.no_grad():
+        outputs = watcher.run(*leaves, enable_io_processing=False)
+    return Values(watcher.kept, list(outputs))
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph node by node and keeps some of the values."""
+
+    def __init__(self, gm: fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(gm)
+        self.wanted = wanted
+        self.kept: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Return the value of a node, keeping it where it is wanted."""
+        value = super().run_node(n)
+        if n.name in self.wanted:
+            self.kept[n.name] = self._float(n, value)
+        return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a submodule gives; an observer hands its input on."""
+        if isinstance(self.fetch_attr(str(target)), Observer):
+            return args[0]
+        return super().call_module(target, args, kwargs)
+
+    def _float(self, node: fx.Node, value: Tensor) -> Tensor:
+        targets = edit.marks(node).get("requantized")
+        if targets is None:
+            return value
+        scale, zero_point = (self.fetch_attr(target) for target in targets)
+        return dequantize(value, QParams(scale, zero_point))

@@ -1,0 +1,71 @@
+"""Emitters that several kernel sets share: one for each op family, given the set's own ops."""
+
+from typing import Any
+
+from torch import fx
+
+from fxquant.kernels.site import Operand, Site
+from fxquant.kernels.table import Emitter
+
+ACTIVATIONS = {"linear_relu": "relu", "linear_silu": "silu"}
+
+
+def _activation(site: Site) -> str:
+    if site.op == "linear_gelu":
+        return "gelu_tanh" if site.attrs["approximate"] == "tanh" else "gelu"
+    return ACTIVATIONS.get(site.op, "none")
+
+
+def _bias(site: Site) -> fx.Node | None:
+    bias = site.operands.get("bias")
+    return (bias.quantized or bias.value) if bias else None
+
+
+def _integers(operand: Operand) -> tuple[fx.Node, fx.Node]:
+    assert operand.quantized is not None and operand.scale is not None, "a claimed weight is quantized"
+    return operand.quantized, operand.scale
+
+
+def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitter:
+    """Return the emitter of a linear kernel.
+
+    Args:
+        static: op for integer activations; also for dynamic ones where `dynamic` is None.
+        weight_only: op for float activations.
+        dynamic: op that quantizes its activations itself.
+    """
+
+    def emit(site: Site) -> fx.Node:
+        x, (weight, weight_scale) = site.read("x"), _integers(site.read("weight"))
+        tail = (_bias(site), site.float_value("residual"), _activation(site))
+        if x.quantized is None or x.spec is None:
+            return site.emit(weight_only, x.value, weight, weight_scale, *tail)
+        if dynamic is not None and x.source is not None and site.requantize is None:
+            spec = (x.spec.dtype, x.spec.granularity, x.spec.symmetric, x.spec.range)
+            return site.emit(dynamic, x.source, weight, weight_scale, *tail, *spec)
+        return site.emit(
+            static, x.quantized, x.scale, x.zero_point, weight, weight_scale, *tail, *site.output_arguments()
+        )
+
+    return emit
+
+
+def embedding_emitter(op: Any) -> Emitter:
+    """Return the emitter of a table look-up in integer rows."""
+
+    def emit(site: Site) -> fx.Node:
+        return site.emit(op, *_integers(site.read("weight")), site.read("indices").value)
+
+    return emit
+
+
+def matmul_emitter(op: Any) -> Emitter:
+    """Return the emitter of a product of two integer activations."""
+
+    def emit(site: Site) -> fx.Node | str:
+        a, b = site.read("a"), site.read("b")
+        if a.quantized is None or b.quantized is None:
+            return "both factors have to be quantized"
+        return site.emit(op, a.quantized, a.scale, a.zero_point, b.quantized, b.scale, b.zero_point)
+
+    return emit

@@ -1,0 +1,15 @@
+"""The reference kernel set: pure PyTorch integer arithmetic, the meaning of every other set."""
+
+import torch
+
+from fxquant.kernels.emit import embedding_emitter, linear_emitter, matmul_emitter
+from fxquant.kernels.reference import embedding as embedding
+from fxquant.kernels.reference import linear as linear
+from fxquant.kernels.reference import matmul as matmul
+from fxquant.kernels.table import emitter
+
+ops = torch.ops.fxquant
+
+emitter("reference", "linear_int8")(linear_emitter(ops.linear_int8.default, ops.linear_weight_int8.default))
+emitter("reference", "embedding_int8")(embedding_emitter(ops.embedding_int8.default))
+emitter("reference", "matmul_int8")(matmul_emitter(ops.matmul_int8.default))

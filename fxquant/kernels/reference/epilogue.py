@@ -1,0 +1,52 @@
+"""What follows the accumulators of an integer kernel: activation, residual, requantization."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fxquant import numerics
+from fxquant.errors import ConfigError, suggest
+from fxquant.spec import QParams
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": _identity,
+    "relu": torch.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": functional.silu,
+}
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """Return the activation function called `activation` of `x`; `ConfigError` names the known ones."""
+    function = ACTIVATIONS.get(activation)
+    if function is None:
+        raise ConfigError(f"unknown activation {activation!r}: {suggest(activation, ACTIVATIONS)}")
+    return function(x)
+
+
+def finish(y: Tensor, activation: str, residual: Tensor | None) -> Tensor:
+    """Return activation(y) + residual; `residual` broadcasts to the shape of `y`."""
+    y = activate(y, activation)
+    return y if residual is None else y + residual
+
+
+def requantize(
+    y: Tensor, scale: Tensor | None, zero_point: Tensor | None, qmin: int, qmax: int, dtype: torch.dtype
+) -> Tensor:
+    """Return `y` quantized per tensor to `dtype`, or `y` itself where no scale is given."""
+    if scale is None:
+        return y
+    assert zero_point is not None, "an output scale comes with its zero point"
+    return numerics.quantize_to(y, QParams(scale, zero_point), qmin, qmax, dtype)

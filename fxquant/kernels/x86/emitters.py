@@ -1,0 +1,16 @@
+"""The x86 kernel set, on the integer GEMMs that ship with torch."""
+
+import torch
+
+from fxquant.kernels.emit import embedding_emitter, linear_emitter
+from fxquant.kernels.table import emitter
+from fxquant.kernels.x86 import dynamic as dynamic
+from fxquant.kernels.x86 import linear as linear
+from fxquant.kernels.x86 import weight_only as weight_only
+
+ops = torch.ops.fxquant
+
+emitter("x86", "linear_int8")(
+    linear_emitter(ops.x86_linear_int8.default, ops.x86_linear_weight_int8.default, ops.x86_linear_dynamic_int8.default)
+)
+emitter("x86", "embedding_int8")(embedding_emitter(ops.x86_embedding_int8.default))

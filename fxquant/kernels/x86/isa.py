@@ -1,0 +1,42 @@
+"""Which integer instructions the x86 kernels may use: decided once, by asking the machine."""
+
+import os
+from functools import cache
+
+import torch
+
+from fxquant.errors import ConfigError, suggest
+
+VARIABLE = "FXQUANT_X86_ISA"
+CHOICES = ("portable", "vnni")
+
+
+@cache
+def isa() -> str:
+    """Return "vnni" where oneDNN's 8-bit GEMMs are exact on this machine, else "portable".
+
+    The environment variable FXQUANT_X86_ISA forces one of them; it is read at the first call only.
+    """
+    forced = os.environ.get(VARIABLE)
+    if forced is not None:
+        if forced not in CHOICES:
+            raise ConfigError(f"{VARIABLE} = {forced!r} is not known: {suggest(forced, CHOICES)}")
+        return forced
+    return "vnni" if torch.cpu._is_vnni_supported() and _gemms_are_exact() else "portable"
+
+
+def _gemms_are_exact() -> bool:
+    """Multiply the largest operands: without VNNI, or with oneDNN held to an older ISA, pairs saturate at int16."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    depth, width = 64, 16
+    expected = torch.full((width, width), 255.0 * 127.0 * depth)
+    x = torch.full((width, depth), 255, dtype=torch.uint8)
+    weight = torch.full((width, depth), 127, dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    ones, zeros = torch.ones(width), torch.zeros(width, dtype=torch.int32)
+    y = torch.ops.onednn.qlinear_pointwise.default(
+        x, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    sums = torch._int_mm(weight, weight.t())
+    return torch.equal(y, expected) and bool((sums == 127 * 127 * depth).all())

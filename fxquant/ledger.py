@@ -1,0 +1,179 @@
+"""The ledger: what every op of a graph was made of, or why not; read from the graph at any stage."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tabulate import tabulate
+from torch import fx
+
+from fxquant.graph import edit
+from fxquant.ops.cost import ATTENTION, CONVOLUTION, LINEAR, family, macs
+from fxquant.passes.claims import UNINTENDED, Claim, Reason
+from fxquant.spec import QuantSpec
+
+FAMILIES = (LINEAR, ATTENTION, CONVOLUTION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One op.
+
+    `op` is the claimed pattern's name or the ATen op; `flops` are twice its multiply-accumulates at the example shape;
+    `dtype` reads "activations × weights → output"; `kernel` names what runs it, with "(planned)" before lowering and
+    "Q/DQ" where no kernel does; `reason` says why it is not claimed, its code in `code`.
+    """
+
+    op: str
+    module_path: str
+    node: str
+    family: str | None
+    flops: int
+    dtype: str
+    kernel: str
+    code: str
+    reason: str
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the op runs, or is planned to run, in a low-precision kernel."""
+        return not self.code
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The rows of a graph in its order, and shares of multiply-accumulates.
+
+    `stage` is "captured", "prepared", "converted" or "lowered"; coverage is planned until the graph is lowered.
+    """
+
+    rows: tuple[Row, ...]
+    stage: str
+
+    @property
+    def coverage(self) -> float:
+        """Share of the model's multiply-accumulates in low-precision kernels, at the example shape."""
+        return self.share(*FAMILIES)
+
+    def share(self, *families: str) -> float:
+        """Share of the multiply-accumulates of some families; 1.0 where there are none."""
+        rows = [row for row in self.rows if row.family in families]
+        total = sum(row.flops for row in rows)
+        return sum(row.flops for row in rows if row.quantized) / total if total else 1.0
+
+    @property
+    def unintended(self) -> tuple[Row, ...]:
+        """Ops that stay in float although nobody asked for it; errors under `strict=True`."""
+        codes = {str(code) for code in UNINTENDED} | {"fallback"}
+        return tuple(row for row in self.rows if row.code in codes)
+
+    def summary(self) -> str:
+        """Return coverage in one line a family."""
+        planned = "" if self.stage == "lowered" else " (planned)"
+        lines = [f"low-precision share of multiply-accumulates{planned}: {self.coverage:.1%}"]
+        for name in FAMILIES:
+            rows = [row for row in self.rows if row.family == name]
+            if rows:
+                done = sum(row.quantized for row in rows)
+                lines.append(f"  {name}: {self.share(name):.1%} ({done} of {len(rows)} ops)")
+        return "\n".join(lines)
+
+    def to_table(self, every: bool = False) -> str:
+        """Return the ledger as text: matrix arithmetic and claimed ops, or `every` op; then counts of the rest."""
+        shown = [row for row in self.rows if every or row.family or row.quantized]
+        total = sum(row.flops for row in self.rows) or 1
+        head = ("op", "module", "flops", "share", "dtype", "kernel", "reason")
+        body = [
+            (row.op, row.module_path or ".", _si(row.flops), f"{row.flops / total:.1%}", row.dtype, row.kernel, _why(row))
+            for row in shown
+        ]
+        hidden: dict[str, int] = {}
+        for row in self.rows:
+            if row not in shown:
+                hidden[row.code] = hidden.get(row.code, 0) + 1
+        rest = ", ".join(f"{count} {code}" for code, count in sorted(hidden.items()))
+        lines = [tabulate(body, head, disable_numparse=True), "", self.summary()]
+        return "\n".join([*lines, f"other ops: {rest}"] if rest else lines)
+
+    def to_json(self) -> str:
+        """Return rows and shares as JSON."""
+        data = {"stage": self.stage, "coverage": self.coverage, "rows": [asdict(row) for row in self.rows]}
+        return json.dumps(data, indent=1)
+
+
+def read_ledger(gm: fx.GraphModule) -> Ledger:
+    """Return the ledger of a graph at any stage; a graph that is not annotated has no claims and only costs."""
+    stage = str(edit.marks(gm).get("stage", "captured"))
+    return Ledger(tuple(_rows(gm, stage)), stage)
+
+
+def _rows(gm: fx.GraphModule, stage: str) -> Iterator[Row]:
+    for node in gm.graph.nodes:
+        facts = edit.marks(node)
+        if node.op != "call_function":
+            continue
+        if "claim" in facts:
+            yield _claimed(node, Claim.from_dict(facts["claim"]), stage)
+        elif "member" not in facts and ("reason" in facts or family(node)):
+            yield _unclaimed(node, facts.get("reason"))
+
+
+def _claimed(node: fx.Node, claim: Claim, stage: str) -> Row:
+    facts = edit.marks(node)
+    kernel = f"{claim.kernel} (planned)" if claim.kernel else "Q/DQ"
+    code = reason = ""
+    if "lowered" in facts:
+        kernel = str(facts["lowered"]).removesuffix(".default")
+    elif stage == "lowered":
+        kernel, code = "Q/DQ", "fallback"
+        reason = facts.get("fallback", "the rule names no kernel")
+    return Row(
+        op=claim.op,
+        module_path=claim.path,
+        node=node.name,
+        family=claim.family,
+        flops=2 * claim.macs,
+        dtype=_dtypes(claim.specs, "requantized" in facts),
+        kernel=kernel,
+        code=code,
+        reason=str(reason),
+    )
+
+
+def _unclaimed(node: fx.Node, reason: dict[str, str] | None) -> Row:
+    known = edit.info(node)
+    reason = reason or {"code": str(Reason.NO_RULE), "text": "the graph is not annotated yet"}
+    return Row(
+        op=str(node.target).removesuffix(".default"),
+        module_path=edit.path_of(node),
+        node=node.name,
+        family=family(node),
+        flops=2 * macs(node),
+        dtype=str(known.dtype).removeprefix("torch.") if known else "",
+        kernel="",
+        code=reason["code"],
+        reason=reason["text"],
+    )
+
+
+def _dtypes(specs: dict[str, QuantSpec], requantized: bool) -> str:
+    inputs = [_scheme(specs[role]) for role in specs if role not in ("output", "bias")]
+    output = specs["output"].dtype if requantized and "output" in specs else "float32"
+    return f"{' × '.join(inputs)} → {output}"
+
+
+def _scheme(spec: QuantSpec) -> str:
+    return f"{spec.dtype} {spec.granularity}{' dynamic' if spec.dynamic else ''}"
+
+
+def _why(row: Row) -> str:
+    return f"{row.code}: {row.reason}" if row.code else ""
+
+
+def _si(number: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}P"

@@ -1,0 +1,23 @@
+"""Min-max: the range that holds every value seen."""
+
+from typing import ClassVar
+
+import torch
+
+from fxquant.observers.base import OBSERVERS, Observation, Observer
+
+
+@OBSERVERS.register("minmax")
+class MinMax(Observer):
+    """The minimum and maximum over all batches; per token those of the latest batch, to which its tokens belong."""
+
+    GRANULARITIES: ClassVar[tuple[str, ...]] = ("per-tensor", "per-channel", "per-token")
+
+    def _observe(self, seen: Observation) -> None:
+        if self.observed and self.spec.granularity != "per-token":
+            self.low, self.high = torch.minimum(self.low, seen.low), torch.maximum(self.high, seen.high)
+        else:
+            self.low, self.high = seen.low, seen.high
+
+    def _combine(self, other: "MinMax") -> None:
+        self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)

@@ -1,0 +1,45 @@
+"""Products of two activations: matrix products and scaled dot-product attention."""
+
+from typing import Any
+
+import torch
+
+from fxquant.ops.base import quant_op
+
+aten = torch.ops.aten
+
+
+@quant_op()
+def matmul(a: Any, b: Any) -> Any:
+    """y = a·b, batched; a […, M, K], b […, K, N]."""
+    return aten.matmul.default(a, b)
+
+
+@quant_op()
+def bmm(a: Any, b: Any) -> Any:
+    """y = a·b for a [B, M, K] and b [B, K, N]."""
+    return aten.bmm.default(a, b)
+
+
+@quant_op()
+def baddbmm(addend: Any, a: Any, b: Any, *, beta: float, alpha: float) -> Any:
+    """y = beta·addend + alpha·a·b."""
+    return aten.baddbmm.default(addend, a, b, beta=beta, alpha=alpha)
+
+
+@quant_op()
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any = None,
+    *,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Any:
+    """y = softmax(q·kᵀ·scale + mask)·v; query [B, H, S, D]."""
+    return aten.scaled_dot_product_attention.default(
+        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )

@@ -1,0 +1,73 @@
+"""`QuantOp`: a pattern that a backend rule may claim, with the guard that says why a match is none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxquant.graph.edit import info, is_constant
+from fxquant.graph.pattern import Match, Mismatch, Pattern
+from fxquant.registry import Registry
+
+Guard = Callable[[Match], str | None]
+
+
+@dataclass(frozen=True)
+class QuantOp:
+    """A quantizable op or fusion.
+
+    `roles` are the tensors that a rule may give a spec to: the pattern's parameters and "output".
+    """
+
+    name: str
+    pattern: Pattern
+    guard: Guard | None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (*self.pattern.roles, "output")
+
+    def match(self, node: fx.Node) -> Match | Mismatch:
+        """Match at `node`, guard included; a guard's refusal counts deeper than any mismatch of structure."""
+        found = self.pattern.match(node)
+        if isinstance(found, Mismatch) or self.guard is None:
+            return found
+        refusal = self.guard(found)
+        return found if refusal is None else Mismatch(refusal, self.pattern.size + 1)
+
+
+OPS: Registry[QuantOp] = Registry("op")
+
+
+def quant_op(*, guard: Guard | None = None) -> Callable[[Callable[..., object]], QuantOp]:
+    """Return a decorator that registers a pattern function as the quantizable op of its name."""
+
+    def register(function: Callable[..., object]) -> QuantOp:
+        pattern = Pattern.of(function)
+        return OPS.add(pattern.name, QuantOp(pattern.name, pattern, guard))
+
+    return register
+
+
+def read_constant(node: fx.Node | None) -> fx.Node | None:
+    """Return the get_attr node behind `node`, looking through a `fxquant::dequantize` of integers; else None."""
+    if node is not None and node.op == "call_function" and str(node.target) == "fxquant.dequantize.default":
+        node = node.args[0] if isinstance(node.args[0], fx.Node) else None
+    return node if is_constant(node) else None
+
+
+def weight_is_parameter(match: Match) -> str | None:
+    """Guard: the weight is a parameter or buffer, so that it can be quantized ahead of time."""
+    weight = match.values["weight"]
+    if read_constant(weight) is None:
+        return f"weight %{weight} is computed at run time, not a parameter"
+    return None
+
+
+def output_keeps_shape(match: Match) -> str | None:
+    """Guard: the residual does not broadcast the output to a larger shape."""
+    inner = match.nodes[1]
+    before, after = info(inner), info(match.anchor)
+    if before and after and before.shape != after.shape:
+        return f"the residual broadcasts the output from {list(before.shape)} to {list(after.shape)}"
+    return None

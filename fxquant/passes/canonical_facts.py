@@ -1,0 +1,89 @@
+"""What the canonical rewrites may rely on: facts that are proven for every input, not only for the example."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.graph import edit
+from fxquant.graph.arguments import spell_out
+
+aten = torch.ops.aten
+
+# Hands on its very input; marked as mutating only because it sets an autograd flag.
+HARMLESS = {aten.detach_.default}
+
+
+def sizes(node: Any) -> tuple[Any, ...] | None:
+    """Return the sizes of a node's tensor: equal entries are equal sizes for every input; None if it is no tensor."""
+    if not isinstance(node, fx.Node):
+        return None
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return tuple(size if isinstance(size, int) else size.node.expr for size in value.shape)
+    known = edit.info(node)
+    if known is None:
+        return None
+    # Of a size that may vary nothing is known: a fresh object equals nothing else.
+    return tuple(object() if dynamic else size for size, dynamic in zip(known.shape, known.dynamic, strict=True))
+
+
+def same_shape(a: Any, b: Any) -> bool:
+    """Say whether two nodes provably have the same shape."""
+    found = sizes(a)
+    return found is not None and found == sizes(b)
+
+
+def dtype_of(node: Any) -> torch.dtype | None:
+    """Return the dtype of a node's tensor, or None where it is no tensor or nothing is known of it."""
+    if not isinstance(node, fx.Node):
+        return None
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        return value.dtype
+    known = edit.info(node)
+    return known.dtype if known is not None else None
+
+
+def same_type(a: Any, b: Any) -> bool:
+    """Say whether two nodes provably have the same dtype and shape."""
+    return dtype_of(a) is not None and dtype_of(a) == dtype_of(b) and same_shape(a, b)
+
+
+def is_mutating(node: fx.Node) -> bool:
+    """Say whether `node` writes to one of its arguments."""
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target in HARMLESS:
+        return False
+    return bool(node.target._schema.is_mutable)
+
+
+def has_mutation(gm: fx.GraphModule) -> bool:
+    """Say whether some node writes to an argument, so that a copy and the tensor copied may come to differ."""
+    return any(is_mutating(node) for node in gm.graph.nodes)
+
+
+def call_like(old: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+    """Insert before `old` a call that computes its value another way, and return the new node.
+
+    Its arguments are spelled out by the schema; it takes over what is known of `old`: type, module path, marks.
+    """
+    positional, named = spell_out(target, args, kwargs or {})
+    with old.graph.inserting_before(old):
+        node = edit.call(old.graph, target, positional, like=old, **named)
+    edit.mark(node, **edit.marks(old))
+    take_type(node, old)
+    return node
+
+
+def take_type(node: fx.Node, old: fx.Node) -> None:
+    """Record that `node` computes a tensor of the dtype and shape of that of `old`."""
+    edit.mark(node, value=edit.marks(old).get("value"))
+    if "val" in old.meta:
+        node.meta["val"] = old.meta["val"]
+
+
+def substitute(old: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> fx.Node:
+    """Replace `old` by a call that computes the same value, and return the new node."""
+    node = call_like(old, target, args, kwargs)
+    edit.replace(old, node)
+    return node

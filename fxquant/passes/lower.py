@@ -1,0 +1,95 @@
+"""Q/DQ reference graph → kernels of one backend: the only pass that replaces ops by kernels."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from fxquant.backends.schema import Backend
+from fxquant.graph import edit
+from fxquant.graph.edit import mark, marks
+from fxquant.kernels.site import Operand, Requantize, Site
+from fxquant.kernels.table import emitters
+from fxquant.passes.claims import ClaimedSite, claimed_sites
+from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, QUANTIZE
+from fxquant.spec import QuantSpec
+
+
+@dataclass(frozen=True)
+class Lower:
+    """Replace every claimed op that has a kernel by that kernel; the rest runs in its Q/DQ form.
+
+    Where a claimed op's result goes into one static quantize and nowhere else, the kernel requantizes: the value
+    between two kernels is then integer in memory.
+    """
+
+    backend: Backend
+    name: ClassVar[str] = "lower"
+    after: ClassVar[tuple[str, ...]] = ("share_qparams",)
+
+    def apply(self, gm: fx.GraphModule) -> int:
+        """Return how many ops became kernels; an op that a kernel refuses keeps its reason in `fallback`."""
+        table = emitters(self.backend.kernels)
+        count = 0
+        for claimed in list(claimed_sites(gm)):
+            if claimed.claim.kernel is None:
+                continue
+            site = _site(gm, claimed)
+            new = table[claimed.claim.kernel](site)
+            if isinstance(new, str):
+                mark(claimed.anchor, fallback=f"kernel {claimed.claim.kernel}: {new}")
+                continue
+            _take_place(site, claimed, new)
+            count += 1
+        edit.sweep(gm)
+        return count
+
+
+def _take_place(site: Site, claimed: ClaimedSite, new: fx.Node) -> None:
+    old = site.requantize.node if site.requantize else claimed.anchor
+    if "val" in old.meta:
+        new.meta["val"] = old.meta["val"]
+    mark(new, claim=marks(claimed.anchor)["claim"], lowered=str(new.target))
+    if site.requantize:
+        mark(new, requantized=[str(site.requantize.scale.target), str(site.requantize.zero_point.target)])
+    for member in claimed.members:
+        mark(member, claim=None, member=None, roles=None)
+    edit.replace(old, new)
+
+
+def _site(gm: fx.GraphModule, claimed: ClaimedSite) -> Site:
+    specs = claimed.claim.specs
+    operands: dict[str, Operand | None] = {
+        role: _operand(edges[0].source, specs.get(role)) for role, edges in claimed.edges.items()
+    }
+    requantize = _requantize(claimed.anchor) if "output" in specs else None
+    return Site(gm, claimed.anchor, claimed.claim.op, operands, claimed.claim.attrs, requantize)
+
+
+def _operand(value: fx.Node, spec: QuantSpec | None) -> Operand:
+    if value.op != "call_function" or value.target is not DEQUANTIZE or spec is None:
+        return Operand(value)
+    quantized, scale, zero_point = value.args[:3]
+    assert isinstance(quantized, fx.Node) and isinstance(scale, fx.Node) and isinstance(zero_point, fx.Node)
+    source = quantized.args[0] if quantized.target is QUANTIZE and _dynamic(scale) else None
+    assert source is None or isinstance(source, fx.Node)
+    return Operand(value, quantized, scale, zero_point, spec, source)
+
+
+def _dynamic(scale: fx.Node) -> bool:
+    first = scale.args[0] if scale.args else None
+    return isinstance(first, fx.Node) and first.target is CHOOSE_QPARAMS
+
+
+def _requantize(anchor: fx.Node) -> Requantize | None:
+    """Return the static per-tensor quantize that is the only user of `anchor`."""
+    users = list(anchor.users)
+    if len(users) != 1 or users[0].target is not QUANTIZE:
+        return None
+    _, scale, zero_point, axis, qmin, qmax, dtype = users[0].args
+    if not (edit.is_constant(scale) and edit.is_constant(zero_point)) or axis is not None:
+        return None
+    assert isinstance(scale, fx.Node) and isinstance(zero_point, fx.Node)
+    assert isinstance(qmin, int) and isinstance(qmax, int) and isinstance(dtype, torch.dtype)
+    return Requantize(users[0], scale, zero_point, qmin, qmax, dtype)

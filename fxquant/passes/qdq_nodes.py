@@ -1,0 +1,65 @@
+"""Builders of the Q/DQ nodes that `convert` puts on edges."""
+
+import operator
+
+import torch
+from torch import fx
+
+import fxquant.kernels.qdq  # registers the ops this module emits
+from fxquant.graph import edit
+from fxquant.graph.edit import TensorInfo
+from fxquant.spec import QParams, QuantSpec
+
+assert fxquant.kernels.qdq
+QUANTIZE = torch.ops.fxquant.quantize.default
+DEQUANTIZE = torch.ops.fxquant.dequantize.default
+CHOOSE_QPARAMS = torch.ops.fxquant.choose_qparams.default
+
+
+def store_qparams(gm: fx.GraphModule, wanted: str, qparams: QParams, before: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Store scale and zero point as constants named after `wanted`; return their nodes."""
+    scale = edit.add_constant(gm, f"{wanted}_scale", qparams.scale, before)
+    return scale, edit.add_constant(gm, f"{wanted}_zero_point", qparams.zero_point, before)
+
+
+def insert_quantize(
+    source: fx.Node, scale: fx.Node, zero_point: fx.Node, spec: QuantSpec, axis: int | None, after: fx.Node
+) -> fx.Node:
+    """Insert quantize and dequantize of `source` behind `after`; return the dequantize node."""
+    known = edit.info(source)
+    value = TensorInfo(spec.format.torch_dtype, known.shape, known.dynamic) if known else None
+    args = (source, scale, zero_point, axis, spec.qmin, spec.qmax, spec.format.torch_dtype)
+    with source.graph.inserting_after(after):
+        q = edit.call(source.graph, QUANTIZE, args, like=source, value=value)
+    edit.mark(q, spec=spec.to_dict())
+    return insert_dequantize(q, scale, zero_point, spec, axis, q)
+
+
+def insert_dequantize(
+    q: fx.Node, scale: fx.Node, zero_point: fx.Node, spec: QuantSpec, axis: int | None, after: fx.Node
+) -> fx.Node:
+    """Insert a dequantize of the integers `q` behind `after` and return it."""
+    known = edit.info(q)
+    value = TensorInfo(torch.float32, known.shape, known.dynamic) if known else None
+    with q.graph.inserting_after(after):
+        node = edit.call(q.graph, DEQUANTIZE, (q, scale, zero_point, axis), like=q, value=value)
+    edit.mark(node, spec=spec.to_dict())
+    return node
+
+
+def insert_dynamic(source: fx.Node, spec: QuantSpec) -> fx.Node:
+    """Insert choose_qparams, quantize and dequantize of `source` behind it; return the dequantize node."""
+    known = edit.info(source)
+    by_token = spec.granularity == "per-token" and known is not None
+    shape = (*known.shape[:-1], 1) if known and by_token else ()
+    dynamic = (*known.dynamic[:-1], False) if known and by_token else ()
+    args = (source, spec.dtype, spec.granularity, spec.axis, spec.symmetric, spec.range)
+    with source.graph.inserting_after(source):
+        both = edit.call(source.graph, CHOOSE_QPARAMS, args, like=source)
+    with source.graph.inserting_after(both):
+        value = TensorInfo(torch.float32, shape, dynamic)
+        scale = edit.call(source.graph, operator.getitem, (both, 0), like=source, value=value)
+    with source.graph.inserting_after(scale):
+        value = TensorInfo(torch.int32, shape, dynamic)
+        zero_point = edit.call(source.graph, operator.getitem, (both, 1), like=source, value=value)
+    return insert_quantize(source, scale, zero_point, spec, spec.axis, zero_point)

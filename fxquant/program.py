@@ -1,0 +1,102 @@
+"""`Program`: one or several graphs of a model, the tensors they share, and the adapter that calls them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from fxquant.errors import ConfigError, suggest
+from fxquant.graph.rebuild import tensor_key
+from fxquant.registry import Registry
+
+Adapter = Callable[[Mapping[str, fx.GraphModule], tuple[Any, ...], dict[str, Any]], Any]
+ADAPTERS: Registry[Adapter] = Registry("adapter")
+_PREFIX = "graph_"  # of the graphs' attributes; a module may not have a child called "forward"
+NEEDS: dict[str, tuple[str, ...]] = {"forward": ("forward",)}  # the graphs that each adapter calls
+
+
+@ADAPTERS.register("forward")
+def call_forward(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call the graph named "forward" as the model was called."""
+    return graphs["forward"](*args, **kwargs)
+
+
+class Program(nn.Module):
+    """Named graphs with one tensor table; calling it is the adapter's matter.
+
+    Invariants: a tensor that several graphs (or several names of one graph) read is one object, stored once.
+
+    Args:
+        graphs: captured graphs by name; their tensors are shared, not copied.
+        adapter: the name of an entry of `ADAPTERS`.
+
+    Raises:
+        ConfigError: an unknown adapter, a graph that it needs and does not find, or no plain name for a graph.
+    """
+
+    def __init__(self, graphs: Mapping[str, fx.GraphModule], adapter: str = "forward") -> None:
+        super().__init__()
+        self._adapter = ADAPTERS[adapter]
+        self.adapter = adapter
+        for name in NEEDS.get(adapter, ()):
+            if name not in graphs:
+                raise ConfigError(f"adapter {adapter!r} needs a graph {name!r}; known: {', '.join(graphs) or '(none)'}")
+        for name in graphs:
+            if not name.isidentifier():
+                raise ConfigError(f"graph name {name!r}: expected letters, digits and underscores")
+            self.add_module(f"{_PREFIX}{name}", graphs[name])
+        self._share()
+
+    @property
+    def graphs(self) -> dict[str, fx.GraphModule]:
+        """The graphs by name."""
+        return {name.removeprefix(_PREFIX): graph for name, graph in self._modules.items()}  # type: ignore[misc]
+
+    def graph(self, name: str) -> fx.GraphModule:
+        """Return the graph called `name`, or raise `ConfigError` naming the known ones."""
+        if name not in self.graphs:
+            raise ConfigError(f"the program has no graph {name!r}: {suggest(name, self.graphs)}")
+        return self.graphs[name]
+
+    def map(self, verb: Callable[[fx.GraphModule], fx.GraphModule]) -> "Program":
+        """Return a program of what `verb` makes of each graph, with the same adapter."""
+        return Program({name: verb(gm) for name, gm in self.graphs.items()}, self.adapter)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return each tensor once, by the name that `names` gives it."""
+        table = self.names()
+        return {table[graph][target]: tensor for graph, target, tensor in _tensors(self.graphs.items())}
+
+    def names(self) -> dict[str, dict[str, str]]:
+        """Return for each graph the name in `tensors` of each attribute path.
+
+        A tensor is called as the first graph calls it; where two graphs use one path for different tensors, the later
+        name begins with the graph's.
+        """
+        named: dict[Any, str] = {}
+        table: dict[str, dict[str, str]] = {name: {} for name in self.graphs}
+        for graph, target, tensor in _tensors(self.graphs.items()):
+            key = tensor_key(tensor)
+            if key not in named:
+                named[key] = f"{graph}.{target}" if target in named.values() else target
+            table[graph][target] = named[key]
+        return table
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the graphs as the adapter does."""
+        return self._adapter(self.graphs, args, kwargs)
+
+    def _share(self) -> None:
+        first: dict[Any, Tensor] = {}
+        for graph, target, tensor in list(_tensors(self.graphs.items())):
+            one = first.setdefault(tensor_key(tensor), tensor)
+            if one is not tensor and type(one) is type(tensor):
+                holder, _, leaf = target.rpartition(".")
+                setattr(self.graphs[graph].get_submodule(holder), leaf, one)
+
+
+def _tensors(graphs: Iterable[tuple[str, fx.GraphModule]]) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield graph, attribute path and tensor, one name of a tensor after another."""
+    for name, gm in graphs:
+        for target, tensor in (*gm.named_parameters(remove_duplicate=False), *gm.named_buffers(remove_duplicate=False)):
+            yield name, target, tensor

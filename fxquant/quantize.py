@@ -1,0 +1,83 @@
+"""The one call that runs every stage, and what it needs to know of a graph."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import fx, nn
+
+from fxquant.backends import Backend
+from fxquant.calibration import calibrate
+from fxquant.errors import ConfigError, CoverageError
+from fxquant.graph.capture import capture
+from fxquant.ledger import Ledger, read_ledger
+from fxquant.observers import Observer
+from fxquant.program import Program
+from fxquant.stages import RecipeWish, convert, lower, prepare
+
+
+def quantize(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    backend: str | Path | Backend = "x86",
+    recipe: RecipeWish = "dynamic",
+    calibration: Iterable[Any] | None = None,
+    strict: bool = False,
+    progress: bool = True,
+) -> fx.GraphModule | Program:
+    """Capture, prepare, calibrate, convert and lower a model in one call.
+
+    Args:
+        model: any module in float32; left as it is.
+        example_inputs: keyword arguments as a dict, or a tuple, as the model is called.
+        backend: a packaged backend's name, the path of a backend file, or a Backend.
+        recipe: a packaged recipe's name, the path of a recipe file, or a Recipe.
+        calibration: batches like `example_inputs`, for recipes with static ranges.
+        strict: raise `CoverageError` if an op that should be quantized stays in float.
+        progress: show a bar while calibrating for more than a second.
+
+    Raises:
+        FxQuantError: whatever the stages raise; nothing is changed then.
+    """
+    prepared = prepare(capture(model, example_inputs), backend, recipe)
+    if strict:
+        check_coverage(prepared)
+    if needs_calibration(prepared):
+        if calibration is None:
+            raise ConfigError(
+                "this recipe has static ranges: give calibration=…, an iterable of batches like example_inputs, "
+                'or use recipe="dynamic"'
+            )
+        prepared = calibrate(prepared, calibration, progress=progress)
+    lowered = lower(convert(prepared))
+    if strict:
+        check_coverage(lowered)
+    return lowered
+
+
+def needs_calibration(graph: fx.GraphModule | Program) -> bool:
+    """Say whether a prepared graph has observers."""
+    return any(isinstance(module, Observer) for module in graph.modules())
+
+
+def ledger(graph: fx.GraphModule | Program) -> Ledger:
+    """Return what was done to each op of a graph, or of all graphs of a Program."""
+    if isinstance(graph, Program):
+        parts = [read_ledger(gm) for gm in graph.graphs.values()]
+        return Ledger(tuple(row for part in parts for row in part.rows), parts[0].stage)
+    return read_ledger(graph)
+
+
+def check_coverage(graph: fx.GraphModule | Program) -> None:
+    """Raise `CoverageError` naming the ops that should be quantized and stay in float."""
+    missed = ledger(graph).unintended
+    if missed:
+        lines = [f"  {row.op} at {row.module_path or 'the top'} ({row.code}): {row.reason}" for row in missed[:10]]
+        more = f"\n  … and {len(missed) - 10} more" if len(missed) > 10 else ""
+        raise CoverageError(
+            f"strict: {len(missed)} ops stay in float:\n"
+            + "\n".join(lines)
+            + more
+            + "\nChange the recipe, keep them in float on purpose by an override with quantize = false, or drop strict"
+        )

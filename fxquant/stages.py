@@ -1,0 +1,136 @@
+"""The staged verbs behind capture and calibrate: prepare, convert and lower; pipelines of passes, no algorithm."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from torch import fx
+
+from fxquant.backends import Backend, load_backend, read_backend
+from fxquant.errors import FxQuantError, FxQuantWarning
+from fxquant.graph import edit
+from fxquant.ledger import read_ledger
+from fxquant.passes.annotate import Annotate
+from fxquant.passes.base import Pipeline
+from fxquant.passes.canonicalize import CANONICAL
+from fxquant.passes.convert import Convert
+from fxquant.passes.lower import Lower
+from fxquant.passes.observe import Observe
+from fxquant.passes.share_qparams import ShareQParams
+from fxquant.program import Program
+from fxquant.recipe import Recipe
+
+Graph = TypeVar("Graph", bound=fx.GraphModule | Program)
+RecipeWish = str | Path | dict[str, Any] | Recipe
+# Where the metadata of a lowered graph holds the Q/DQ graph that it came from: apart from its modules and parameters,
+# on the same tensors. Copies of the graph, deep ones too, keep both.
+_QDQ = "fxquant_qdq"
+
+
+def prepare(graph: Graph, backend: str | Path | Backend = "x86", recipe: RecipeWish = "static") -> Graph:
+    """Canonicalize a captured graph, claim its ops for a backend and put observers on static edges.
+
+    The graph given is left as it is; tensors are shared with it.
+
+    Raises:
+        ConfigError: an unknown or invalid backend or recipe.
+        FxQuantError: the graph has been prepared, converted or lowered already.
+    """
+    chosen = load_backend(backend)
+    wish = chosen.recipe(recipe)
+    return _each(graph, lambda gm: _prepare(gm, chosen, wish))
+
+
+def _prepare(graph: fx.GraphModule, backend: Backend, recipe: Recipe) -> fx.GraphModule:
+    _expect_stage(graph, "prepare", "captured", "fxquant.capture")
+    gm = edit.clone(graph)
+    Pipeline((*CANONICAL.passes, Annotate(backend, recipe), Observe())).run(gm)
+    edit.mark(gm, stage="prepared", backend=backend.to_dict(), recipe=recipe.to_dict())
+    gm.recompile()
+    sites = [(row.module_path, row.op) for row in read_ledger(gm).rows]
+    for override in recipe.unused(sites):
+        text = (
+            f"the override path = {override.path!r}, op = {override.op!r} of {recipe.label} matches no op of this model"
+        )
+        warnings.warn(text, FxQuantWarning, stacklevel=4)
+    return gm
+
+
+def convert(prepared: Graph) -> Graph:
+    """Turn a prepared and, where it has observers, calibrated graph into the Q/DQ reference graph.
+
+    Raises:
+        CalibrationError: an observer saw no data, or only zeros; names the node and the module.
+        FxQuantError: the graph is at another stage.
+    """
+    weights = Convert()
+    return _each(prepared, lambda gm: _convert(gm, weights))
+
+
+def _convert(prepared: fx.GraphModule, weights: Convert) -> fx.GraphModule:
+    _expect_stage(prepared, "convert", "prepared", "fxquant.prepare")
+    gm = edit.clone(prepared)
+    Pipeline((weights, ShareQParams())).run(gm)
+    edit.mark(gm, stage="converted")
+    gm.recompile()
+    return gm
+
+
+def lower(qdq: Graph, backend: str | Path | Backend | None = None) -> Graph:
+    """Replace claimed ops of a Q/DQ graph by the kernels of a backend, by default the one it was prepared for.
+
+    Another backend claims the graph anew from its Q/DQ nodes; the numbers stay those of the Q/DQ graph.
+    """
+    return _each(qdq, lambda gm: _lower(gm, load_backend(backend) if backend is not None else None))
+
+
+def _lower(qdq: fx.GraphModule, backend: Backend | None) -> fx.GraphModule:
+    _expect_stage(qdq, "lower", "converted", "fxquant.convert")
+    gm = edit.clone(qdq)
+    planned = recorded_backend(gm)
+    chosen = backend or planned
+    first = () if chosen == planned else (Annotate(chosen, None),)
+    Pipeline((*first, Lower(chosen))).run(gm)
+    edit.mark(gm, stage="lowered", backend=chosen.to_dict())
+    gm.meta[_QDQ] = edit.clone(qdq)
+    gm.recompile()
+    return gm
+
+
+def portable(gm: fx.GraphModule) -> fx.GraphModule:
+    """Return the Q/DQ reference graph that a graph was lowered from; a captured or converted graph is one itself.
+
+    Raises:
+        FxQuantError: the graph has observers, or did not come from the stages.
+    """
+    stage = edit.marks(gm).get("stage")
+    if stage == "lowered" and _QDQ in gm.meta:
+        qdq: fx.GraphModule = gm.meta[_QDQ]
+        return qdq
+    if stage == "prepared":
+        raise FxQuantError("a prepared graph has observers and is not portable yet: calibrate it and convert it first")
+    if stage not in ("captured", "converted"):
+        found = "lowered, and has lost the graph that it came from" if stage else "not made by fxquant"
+        raise FxQuantError(f"expected a graph that is captured, converted or lowered; this one is {found}")
+    return gm
+
+
+def recorded_backend(gm: fx.GraphModule) -> Backend:
+    """Return the backend that a graph was prepared or lowered for."""
+    data = edit.marks(gm)["backend"]
+    return read_backend(data, f"backend {data['name']!r} of the graph")
+
+
+def _each(graph: Graph, verb: Callable[[fx.GraphModule], fx.GraphModule]) -> Graph:
+    done = graph.map(verb) if isinstance(graph, Program) else verb(graph)
+    return cast(Graph, done)  # a verb returns what it was given, a graph or a Program
+
+
+def _expect_stage(gm: fx.GraphModule, verb: str, wanted: str, source: str) -> None:
+    if not isinstance(gm, fx.GraphModule):
+        raise FxQuantError(f"{verb} takes a graph from {source}, got a {type(gm).__name__}")
+    stage = edit.marks(gm).get("stage")
+    if stage != wanted:
+        found = f"one that is {stage}" if stage else "a GraphModule that fxquant did not make"
+        raise FxQuantError(f"{verb} takes a graph that is {wanted}, from {source}; got {found}")

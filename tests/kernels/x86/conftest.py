@@ -1,0 +1,25 @@
+import pytest
+
+from fxquant.kernels.x86.isa import VARIABLE, isa
+
+
+@pytest.fixture
+def on_isa(monkeypatch):
+    """Return a function that makes the kernels use the ISA it is given."""
+
+    def force(name):
+        monkeypatch.setenv(VARIABLE, name)
+        isa.cache_clear()
+
+    yield force
+    monkeypatch.undo()
+    isa.cache_clear()
+
+
+@pytest.fixture(params=["portable", "vnni"])
+def each_isa(request, on_isa):
+    """Run the test on the portable kernels and, where this machine is exact with them, on oneDNN's."""
+    if request.param == "vnni" and isa() != "vnni":
+        pytest.skip("oneDNN's 8-bit GEMMs saturate on this machine")
+    on_isa(request.param)
+    return request.param

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+import torch
+
+from fxquant.errors import ConfigError
+from fxquant.spec import FORMATS, QuantSpec
+
+
+@pytest.mark.parametrize(
+    ("spec", "low", "high"),
+    [
+        (QuantSpec(), -128, 127),
+        (QuantSpec(symmetric=True), -127, 127),
+        (QuantSpec(symmetric=True, range="full"), -128, 127),
+        (QuantSpec(range="full"), -128, 127),
+        (QuantSpec(dtype="uint8"), 0, 255),
+        (QuantSpec(dtype="uint8", symmetric=True), 0, 255),
+        (QuantSpec(dtype="int32", symmetric=True), -(2**31) + 1, 2**31 - 1),
+    ],
+    ids=lambda value: value if isinstance(value, int) else f"{value.dtype}-{value.symmetric}-{value.range}",
+)
+def test_integer_range(spec, low, high):
+    assert (spec.qmin, spec.qmax) == (low, high)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_format_bounds_are_those_of_its_torch_dtype(name):
+    found = FORMATS[name]
+    stated = torch.iinfo(found.torch_dtype)
+    assert (found.minimum, found.maximum, found.signed) == (stated.min, stated.max, stated.min < 0)
+
+
+def test_per_channel_keeps_axis_zero_unless_told():
+    assert QuantSpec(granularity="per-channel").axis == 0
+    assert QuantSpec(granularity="per-channel", axis=-1).axis == -1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dtype": "int9"}, r"dtype = 'int9' is not known: did you mean 'int8'\? Known: int32, int8, uint8"),
+        ({"granularity": "per-row"}, r"granularity = 'per-row' is not known: did you mean 'per-"),
+        ({"range": "restrict"}, r"range = 'restrict' is not known: did you mean 'restricted'\?"),
+        ({"axis": 1}, r"axis = 1 has a meaning for per-channel only, not for per-tensor"),
+        ({"granularity": "per-token", "dynamic": True, "axis": 1}, r"axis = 1 .* not for per-token"),
+        ({"granularity": "per-token"}, r"per-token scales exist at run time only: set dynamic = true, or use"),
+    ],
+    ids=["dtype", "granularity", "range", "axis-per-tensor", "axis-per-token", "static-per-token"],
+)
+def test_invalid_spec_says_what_would_work(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        QuantSpec(**fields)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"symetric": True}, r"unknown key 'symetric': did you mean 'symmetric'\? Known: axis, dtype"),
+        ({"dtype": 8}, r"dtype = 8: expected str, got int"),
+        ({"symmetric": "yes"}, r"symmetric = 'yes': expected bool, got str"),
+        ({"symmetric": 1}, r"symmetric = 1: expected bool, got int"),
+        ({"granularity": "per-channel", "axis": True}, r"axis = True: expected int, got bool"),
+        ({"granularity": "per-channel", "axis": 1.0}, r"axis = 1.0: expected int, got float"),
+        ({"options": "bins=5"}, r"options = 'bins=5': expected dict, got str"),
+        ({"dtype": ["int8"]}, r"dtype = \['int8'\]: expected str, got list"),
+    ],
+    ids=["unknown-key", "int-name", "text-flag", "int-flag", "flag-axis", "float-axis", "text-options", "list-name"],
+)
+def test_from_dict_names_the_key_and_the_type(data, message):
+    with pytest.raises(ConfigError, match=message):
+        QuantSpec.from_dict(data)
+
+
+def test_dict_round_trip_through_json():
+    spec = QuantSpec(
+        dtype="uint8",
+        granularity="per-channel",
+        axis=-2,
+        observer="histogram",
+        options=(("bins", 1024), ("method", "mse")),
+    )
+    assert QuantSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_order_of_options_does_not_matter():
+    first = QuantSpec.from_dict({"options": {"a": 1, "b": 2}})
+    second = QuantSpec.from_dict({"options": {"b": 2, "a": 1}})
+    assert first == second
+    assert hash(first) == hash(second)
