@@ -2,9 +2,22 @@
 
     python benchmarks/linear_kernels.py [--threads 2] [--rounds 60] [--rows 1 16 128 1024]
 
-Each row of the table is one (K, N, M): the median time of float32 `linear`, of torch.ao's dynamic linear (oneDNN
-engine; per-tensor activations), of ours dynamic (uint8 affine per token) and ours static (per-tensor uint8), each
-followed by bias and GELU, the candidates taken in turn within every round. Ratios are torch.ao's time over ours.
+Each row of the table is one (K, N, M): the median time in microseconds of float32 `linear`, of torch.ao's dynamic
+linear (oneDNN engine; per-tensor activations), of ours dynamic (uint8 affine per token) and ours static (per-tensor
+uint8), each followed by bias and the activation, the candidates taken in turn within every round. Ratios are
+torch.ao's time over ours: above 1 ours is faster. Run it on an idle machine, or with one thread.
+
+What a profile says, at K=384 and N=1536 on one core with AVX512-VNNI:
+
+- M=16: the GEMM takes about 75 of 175 µs; the rest is about 25 small torch operations and the call of a Python op.
+  Choosing scales and quantizing is 17 of them, the scale, zero point and bias afterwards 4.
+- M=1024 with GELU: the GEMM 73%, GELU 16%, scale, zero point and bias 5% (two passes over the output, since oneDNN
+  knows no scale per row), choosing scales and quantizing 4% (five passes over the input).
+- `torch.aminmax` along an axis is not vectorised and takes fifteen times as long as `amin` and `amax`; so is the
+  conversion of float32 to uint8 beside that to int8 or int32.
+
+So the static kernel, one fused call, beats torch.ao from M=16 or 128 on, and with an activation everywhere, while the
+dynamic one pays for scales per token 15 to 30% at small and up to 15% at large sizes.
 """
 
 import argparse

@@ -177,7 +177,7 @@ def measure(
     with step(f"embedding {len(held_out)} sentences with each"):
         embeddings = {name: embed(model, batches) for name, model in models.items()}
     milliseconds: dict[str, dict[tuple[int, int], float]] = {name: {} for name in models}
-    for shape in SHAPES:
+    for shape in [(size, min(length, pretrained.longest)) for size, length in SHAPES]:
         with step(f"measuring latency at {shape}"):
             for name, seconds in latency(pretrained, models, shape, rounds).items():
                 milliseconds[name][shape] = 1e3 * seconds
@@ -211,18 +211,28 @@ def weights_size(folder: Path) -> float:
     return sum(path.stat().st_size for pattern in wanted for path in folder.glob(pattern)) / 1e6
 
 
+def fell_back(name: str, found: Measured) -> str:
+    """Return a remark on an int8 variant whose trace shows no product of integers."""
+    return "" if name == FLOAT or integer_products(found.ran) else " (fell back to float)"
+
+
 def report(measured: Mapping[str, Measured], calibrated: int) -> None:
     """Print the comparison, and the kernels that a profiler trace of each variant shows."""
     base = measured[FLOAT]
-    head = ["", "on disk", *(f"{batch}×{length}" for batch, length in SHAPES), "cosine mean", "min", "Spearman"]
+    head = [
+        "",
+        "on disk",
+        *(f"{batch}×{length}" for batch, length in base.milliseconds),
+        "cosine mean",
+        "min",
+        "Spearman",
+    ]
     rows = []
     for name, found in measured.items():
-        fell_back = name != FLOAT and not integer_products(found.ran)
         times = [f"{ms:.2f} ms ({base.milliseconds[shape] / ms:.1f}×)" for shape, ms in found.milliseconds.items()]
         near = found.agreement
         scores = [f"{near.mean:.4f}", f"{near.minimum:.4f}", f"{near.spearman:.4f}"] if near else ["1", "1", "1"]
-        label = f"{name} (fell back to float)" if fell_back else name
-        rows.append([label, f"{found.megabytes:.1f} MB", *times, *scores])
+        rows.append([name + fell_back(name, found), f"{found.megabytes:.1f} MB", *times, *scores])
     sentences = next(found.agreement.sentences for found in measured.values() if found.agreement)
     console.print("\n[bold]Comparison[/bold]")
     print(tabulate(rows, head, disable_numparse=True))
@@ -231,7 +241,7 @@ def report(measured: Mapping[str, Measured], calibrated: int) -> None:
     print(f"static ranges from {calibrated} other sentences")
     print("\nkernels in a profiler trace of one batch")
     for name, found in measured.items():
-        print(f"  {name}: {describe_kernels(found.ran)}")
+        print(f"  {name}{fell_back(name, found)}: {describe_kernels(found.ran)}")
 
 
 if __name__ == "__main__":

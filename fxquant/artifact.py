@@ -165,7 +165,7 @@ def _read(model: Path, described: Path) -> fx.GraphModule | Program:
         return graphs[_ALONE]
     try:
         return Program(graphs, adapter)
-    except (ConfigError, KeyError) as error:  # KeyError: a name that no module can have
+    except ConfigError as error:
         raise ArtifactError(f"{GRAPH} holds no Program that can be built here: {error}") from None
 
 

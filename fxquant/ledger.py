@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from tabulate import tabulate
 from torch import fx
@@ -84,10 +83,7 @@ class Ledger:
         shown = [row for row in self.rows if every or row.family or row.quantized]
         total = sum(row.flops for row in self.rows) or 1
         head = ("op", "module", "flops", "share", "dtype", "kernel", "reason")
-        body = [
-            (row.op, row.module_path or ".", _si(row.flops), f"{row.flops / total:.1%}", row.dtype, row.kernel, _why(row))
-            for row in shown
-        ]
+        body = [_cells(row, total) for row in shown]
         hidden: dict[str, int] = {}
         for row in self.rows:
             if row not in shown:
@@ -167,8 +163,10 @@ def _scheme(spec: QuantSpec) -> str:
     return f"{spec.dtype} {spec.granularity}{' dynamic' if spec.dynamic else ''}"
 
 
-def _why(row: Row) -> str:
-    return f"{row.code}: {row.reason}" if row.code else ""
+def _cells(row: Row, total: int) -> tuple[str, ...]:
+    why = f"{row.code}: {row.reason}" if row.code else ""
+    share = f"{row.flops / total:.1%}"
+    return row.op, row.module_path or ".", _si(row.flops), share, row.dtype, row.kernel, why
 
 
 def _si(number: float) -> str:

@@ -28,21 +28,26 @@ def collect(named: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tables, dict[str
     tensors: dict[str, Tensor] = {}
     for graph, group in named.items():
         for name, tensor in group.items():
+            _check(name, tensor)
             identity = tensor_key(tensor)
             if identity not in keys:
                 keys[identity] = f"{graph}/{name}" if name in tensors else name
-                tensors[keys[identity]] = _storable(name, tensor)
+                tensors[keys[identity]] = _alone(tensor)
             tables[graph][name] = {"key": keys[identity], "parameter": isinstance(tensor, nn.Parameter)}
     return tables, tensors
 
 
-def _storable(name: str, tensor: Tensor) -> Tensor:
+def _check(name: str, tensor: Tensor) -> None:
     if tensor.is_meta or tensor.is_sparse or tensor.is_quantized or tensor.is_nested:
         kind = "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
         raise ArtifactError(f"tensor {name!r} ({kind}) cannot be saved: expected a dense tensor that holds its values")
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return the tensor, contiguous and with memory of its own: the format takes no views of a larger one."""
     plain = tensor.detach().cpu().contiguous()
     alone = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
-    return plain if alone else plain.clone()  # a view of a larger tensor would be taken for one that shares memory
+    return plain if alone else plain.clone()
 
 
 def write(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -38,5 +38,8 @@ class ErrorSums:
 
     @property
     def cosine(self) -> float:
+        """Cosine of the two as vectors; 1 where they are equal, 0 where one of them alone is zero."""
+        if self.noise == 0:
+            return 1.0
         norm = math.sqrt(self.signal) * math.sqrt(self.power)
-        return self.product / norm if norm else (1.0 if self.noise == 0 else 0.0)
+        return self.product / norm if norm else 0.0

@@ -70,15 +70,10 @@ def other_kernels(ran: Counter[str]) -> Counter[str]:
 
 
 def describe_kernels(ran: Counter[str]) -> str:
-    """Return in one line what multiplied matrices, and the other fxquant ops.
-
-    It begins with "fell back to float" where no integer product ran.
-    """
-    integers = integer_products(ran)
-    products = _merged(integers + float_products(ran))
+    """Return in one line what multiplied matrices, most frequent first, and then the other fxquant ops."""
+    products = _merged(integer_products(ran) + float_products(ran))
     parts = [f"{count} × {name}" for name, count in (*products.most_common(), *other_kernels(ran).most_common())]
-    listed = ", ".join(parts) or "no product of matrices ran"
-    return listed if integers else f"fell back to float: {listed}"
+    return ", ".join(parts) or "no product of matrices ran"
 
 
 def _merged(ran: Counter[str]) -> Counter[str]:

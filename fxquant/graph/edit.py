@@ -96,7 +96,7 @@ def is_constant(node: object) -> bool:
 
 
 def set_tensor(gm: fx.GraphModule, target: str, tensor: Tensor) -> None:
-    """Store `tensor` as the buffer at the dotted path `target`, making the modules on the way; frozen, outside autograd."""
+    """Store `tensor` as the buffer at the dotted path `target`, making the modules on the way; outside autograd."""
     *parents, leaf = target.split(".")
     holder: torch.nn.Module = gm
     for part in parents:

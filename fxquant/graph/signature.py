@@ -81,7 +81,7 @@ class Signature:
         """
         try:
             return cls(
-                parameters=tuple(Parameter(**each) for each in data["parameters"]),
+                parameters=tuple(_parameter(**each) for each in data["parameters"]),
                 inputs=data["inputs"],
                 leaves=tuple(Leaf(str(e["name"]), _dtype(e["dtype"]), _sizes(e["shape"])) for e in data["leaves"]),
                 outputs=data["outputs"],
@@ -183,6 +183,12 @@ def _key(leaves: Sequence[Any]) -> Any:
     except (AttributeError, TypeError):
         return None
     return key
+
+
+def _parameter(name: Any, kind: Any, required: Any, default: Any) -> Parameter:
+    if not isinstance(name, str) or not name.isidentifier() or not isinstance(default, structure.CONSTANTS):
+        raise TypeError(f"{name!r} with the default {default!r} is no parameter")
+    return Parameter(name, str(kind), bool(required), default)
 
 
 def _dtype(name: Any) -> torch.dtype:

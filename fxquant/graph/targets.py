@@ -26,6 +26,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc")},
     "torch.sym_sqrt": torch._sym_sqrt,  # type: ignore[attr-defined]  # torch exports it under no public name
 }
+_EXPECTED = f"which an artifact cannot: expected an operator of {' or '.join(NAMESPACES)}, or arithmetic on sizes"
 _NAMES = {function: name for name, function in FUNCTIONS.items()}
 
 
@@ -42,8 +43,8 @@ def name_of(target: Any) -> str:
     try:
         return _NAMES[target]
     except (KeyError, TypeError):
-        shown = getattr(target, "__qualname__", None) or str(target)
-        raise ArtifactError(f"it calls {shown}, {_expected()}") from None
+        shown = getattr(target, "__name__", None) or str(target)
+        raise ArtifactError(f"it calls {shown}, {_EXPECTED}") from None
 
 
 def resolve(name: Any) -> Callable[..., Any]:
@@ -58,7 +59,7 @@ def resolve(name: Any) -> Callable[..., Any]:
         return FUNCTIONS[name]
     match = _OPERATOR.fullmatch(name) if isinstance(name, str) else None
     if match is None:
-        raise ArtifactError(f"it calls {str(name)[:80]!r}, {_expected()}")
+        raise ArtifactError(f"it calls {str(name)[:80]!r}, {_EXPECTED}")
     namespace, base, overload = match.groups()
     schema = f"{namespace}::{base}"
     if schema in _REFUSED:
@@ -93,7 +94,3 @@ def check_arguments(target: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     for name in kwargs:
         if name not in names:
             raise ArtifactError(f"{target} has no argument {name[:80]!r}: {suggest(name, names)}")
-
-
-def _expected() -> str:
-    return f"which an artifact cannot: expected an operator of {' or '.join(NAMESPACES)}, or {', '.join(FUNCTIONS)}"

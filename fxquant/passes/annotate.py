@@ -64,7 +64,8 @@ class Annotate:
         """Claim `node` for `rule` if it matches, else note the refusal; return the number of claims made."""
         found = op.match(node)
         if not isinstance(found, Match):
-            _note(refusals, [node], _Refusal(found.depth, Reason.GUARD, f"nearest pattern {op.name}: {found.reason}"))
+            text = f"nearest pattern {op.name}: {found.reason}"
+            _note(refusals, [node], _Refusal(found.depth, Reason.GUARD, text))
             return 0
         rival = next((taken[each] for each in found.nodes if each in taken), None)
         if rival is not None:
@@ -96,31 +97,31 @@ class Annotate:
         depth = op.pattern.size + 2
         if not rule.roles:
             return _Refusal(depth, Reason.FLOAT_BY_RULE, rule.note or f"{self.backend.name} keeps {op.name} in float")
-        if self.recipe is not None:
-            override = self.recipe.override_for(path, op.name)
-            if override is not None and not override.quantize:
-                text = (
-                    f"the recipe keeps {op.name} at {path or 'the top'!s} in float (override path = {override.path!r})"
-                )
-                return _Refusal(depth + 1, Reason.FLOAT_BY_RECIPE, text)
-        specs = {
-            role: spec for role in rule.roles if (spec := self._spec(rule, role, match, path, op.name)) is not None
-        }
+        override = self.recipe.override_for(path, op.name) if self.recipe is not None else None
+        if override is not None and not override.quantize:
+            text = f"the recipe keeps {op.name} at {path or 'the top'} in float (override path = {override.path!r})"
+            return _Refusal(depth + 1, Reason.FLOAT_BY_RECIPE, text)
+        wanted = {role: self._spec(rule, role, match, path, op.name) for role in rule.roles}
+        specs = {role: spec for role, spec in wanted.items() if spec is not None}
+        if "output" in specs and specs["output"].dynamic:
+            del specs["output"]  # a kernel requantizes with a scale that is known ahead of time
         if "bias" in specs and any(role not in specs or specs[role].dynamic for role in ("x", "weight")):
             del specs["bias"]  # an integer bias needs both scales ahead of time
         if not set(specs) - {"output"} or ("weight" in rule.roles and "weight" not in specs):
-            return _Refusal(
-                depth, Reason.FLOAT_BY_RECIPE, f"the recipe leaves the weight and inputs of {op.name} in float"
-            )
-        for role, spec in specs.items():
-            value = match.anchor if role == "output" else match.values[role]
-            known = edit.info(value) if value is not None else None
-            if not floating(known) and self.recipe is not None:
-                return _Refusal(depth, Reason.GUARD, f"nearest pattern {op.name}: {role} is no floating-point tensor")
-            text = self.backend.refusal(rule, role, spec, known.shape if known else None)
-            if text is not None:
-                return _Refusal(depth, Reason.LIMIT, text)
-        return specs
+            text = f"the recipe leaves the weight and inputs of {op.name} in float"
+            return _Refusal(depth, Reason.FLOAT_BY_RECIPE, text)
+        refused = (self._refused(rule, op, match, role, spec) for role, spec in specs.items())
+        return next((each for each in refused if each is not None), specs)
+
+    def _refused(self, rule: OpRule, op: QuantOp, match: Match, role: str, spec: QuantSpec) -> _Refusal | None:
+        """Return why one role cannot have its spec."""
+        value = match.anchor if role == "output" else match.values[role]
+        known = edit.info(value) if value is not None else None
+        depth = op.pattern.size + 2
+        if not floating(known) and self.recipe is not None:
+            return _Refusal(depth, Reason.GUARD, f"nearest pattern {op.name}: {role} is no floating-point tensor")
+        text = self.backend.refusal(rule, role, spec, known.shape if known else None)
+        return _Refusal(depth, Reason.LIMIT, text) if text is not None else None
 
     def _spec(self, rule: OpRule, role: str, match: Match, path: str, kind: str) -> QuantSpec | None:
         if role != "output" and match.values.get(role) is None:
@@ -140,8 +141,8 @@ class Annotate:
         elif known is None or not floating(known):
             write_reason(node, Reason.INDEX_ARITHMETIC, "works on integers, booleans or sizes")
         else:
-            text = f"no quantized form of {node.target} is registered"
-            write_reason(node, Reason.FLOAT_OP, f"{text}; {refusal.text}" if refusal else text)
+            nearest = f"; {refusal.text}" if refusal else ""
+            write_reason(node, Reason.FLOAT_OP, f"no quantized form of {node.target} is registered{nearest}")
 
 
 _CASTS = {

@@ -45,7 +45,7 @@ class Pipeline:
                 raise ConfigError(f"pass {each.name!r} must come after {late[0]!r}; the order given is {names}")
 
     def run(self, gm: fx.GraphModule, watch: Callable[[str, fx.GraphModule], None] | None = None) -> fx.GraphModule:
-        """Apply every pass to `gm` in place, lint and recompile after each; `watch(name, gm)` sees the graph after each."""
+        """Apply every pass to `gm` in place; lint and recompile, and call `watch(name, gm)`, after each."""
         for each in self.passes:
             count = each.apply(gm)
             if count:

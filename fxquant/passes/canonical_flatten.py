@@ -42,10 +42,11 @@ def _lift(restored: fx.Node) -> bool:
     if not isinstance(flat, fx.Node) or flat.target is not aten.reshape.default:
         return False
     x = flat.args[0]
-    before, inside, made, after = (sizes(node) for node in (x, flat, linear, restored))
-    if not (before and inside and made and after):
+    before, made, after = (sizes(node) for node in (x, linear, restored))
+    if not (before and made and after):
         return False
-    if before[-1] != inside[-1] or made[-1] != after[-1] or before[:-1] != after[:-1]:
+    # As many rows come back as x has, so a row of the product was a row of x.
+    if made[-1] != after[-1] or before[:-1] != after[:-1]:
         return False
     edit.set_argument(linear, 0, x)
     take_type(linear, restored)

@@ -74,7 +74,7 @@ def _swaps_nothing(node: fx.Node) -> bool:
 def _keeps_type_and_has(neutral: int, kinds: Callable[[torch.dtype], bool]) -> Callable[[fx.Node], bool]:
     def holds(node: fx.Node) -> bool:
         other, dtype = node.args[1], dtype_of(node)
-        scaled = dict(node.kwargs).get("alpha", 1) != 1 or dict(node.kwargs).get("rounding_mode") is not None
+        scaled = node.kwargs.get("alpha", 1) != 1
         neutral_number = isinstance(other, (int, float)) and other == neutral and not scaled
         return neutral_number and dtype is not None and kinds(dtype) and same_type(node, node.args[0])
 
@@ -88,10 +88,6 @@ def _any(dtype: torch.dtype) -> bool:
 def _whole(dtype: torch.dtype) -> bool:
     # −0.0 + 0 is +0.0, so of floats only subtraction keeps every bit.
     return not dtype.is_floating_point and not dtype.is_complex
-
-
-def _float(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point
 
 
 # No copy is made: the call's result is its argument, or a view of all of it.
@@ -119,7 +115,7 @@ COPIES: dict[Any, Callable[[fx.Node], bool]] = {
     aten.lift_fresh_copy.default: _always,
     aten.repeat.default: _keeps_shape,
     aten.mul.Tensor: _keeps_type_and_has(1, _any),
-    aten.div.Tensor: _keeps_type_and_has(1, _float),
+    aten.div.Tensor: _keeps_type_and_has(1, _any),
     aten.add.Tensor: _keeps_type_and_has(0, _whole),
     aten.sub.Tensor: _keeps_type_and_has(0, _any),
 }

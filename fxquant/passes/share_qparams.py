@@ -23,7 +23,7 @@ CLAMP_MIN = torch.ops.aten.clamp_min.default
 
 @dataclass(frozen=True)
 class ShareQParams:
-    """Hoist quantize nodes over ops that hand values on, merge equal ones, and drop those of values that are integer."""
+    """Hoist quantize nodes over ops that hand values on; merge equal ones; drop those of values already integer."""
 
     name: ClassVar[str] = "share_qparams"
     after: ClassVar[tuple[str, ...]] = ("convert",)

@@ -70,7 +70,7 @@ def test_required_role_must_not_be_absent():
     def with_bias(x, weight, bias):
         return aten.linear.default(x, weight, bias)
 
-    graph = graph_of(lambda x, w: aten.linear.default(x, w), *"xw")
+    graph = graph_of(aten.linear.default, *"xw")
     found = Pattern.of(with_bias).match(node_of(graph, aten.linear.default))
     assert found == Mismatch("bias cannot be None at argument 2 of %linear_default", 1)
 

@@ -67,7 +67,9 @@ def test_operators_that_reach_outside_are_refused(name):
 
 
 def test_an_operator_of_another_torch_is_named():
-    with pytest.raises(ArtifactError, match=re.escape(f"aten.linear.turbo, which torch {torch.__version__} does not have")):
+    with pytest.raises(
+        ArtifactError, match=re.escape(f"aten.linear.turbo, which torch {torch.__version__} does not have")
+    ):
         targets.resolve("aten.linear.turbo")
 
 

@@ -1,11 +1,12 @@
 """Rules claim, larger patterns first; what no rule claims gets an enumerated reason."""
 
+import models
 import pytest
 import torch
+from graphs import canonical_graph
 from torch import nn
 from torch.nn import functional
 
-import models
 from fxquant.backends import load_backend
 from fxquant.graph import edit
 from fxquant.graph.capture import capture
@@ -13,7 +14,6 @@ from fxquant.passes.annotate import Annotate
 from fxquant.passes.canonicalize import CANONICAL
 from fxquant.passes.claims import Reason, claimed_sites, erase_claims
 from fxquant.recipe import Override, Recipe
-from graphs import canonical_graph
 
 
 class Feed(nn.Module):

@@ -48,6 +48,7 @@ NEAR_MISSES = [
     ("two-inputs", lambda x: torch.neg(x) * 0.5 * (1.0 + torch.tanh(ROOT * (x + 0.044715 * x**3)))),
     ("tanh-read-elsewhere", lambda x: 0.5 * x * (1.0 + (t := torch.tanh(ROOT * (x + 0.044715 * x**3)))) + t),
     ("sigmoid-read-elsewhere", lambda x: x * (s := torch.sigmoid(x)) + s),
+    ("integers", lambda x: x.long() * torch.sigmoid(x.long())),
     ("promoted", lambda x: x.half() * torch.sigmoid(x.half()).float()),
     ("half-precision", lambda x: x.half() * torch.sigmoid(x.half())),
 ]

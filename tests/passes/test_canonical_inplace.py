@@ -73,6 +73,7 @@ def shared(graph, x):
 NEAR_MISSES = [
     ("an-input", chain((aten.relu_.default,)), (X,)),
     ("a-view", chain((aten.neg.default,), (aten.reshape.default, [12]), (aten.relu_.default,)), (X,)),
+    ("a-strict-view", chain((aten.neg.default,), (aten.view.default, [12]), (aten.relu_.default,)), (X,)),
     ("another-reader", shared, (X,)),
     ("maybe-the-input", chain((aten.dropout.default, 0.5, False), (aten.relu_.default,)), (X,)),
     ("promotion", chain((aten.neg.default,), (aten.mul_.Tensor, "y")), (X, X.double())),

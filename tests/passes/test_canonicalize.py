@@ -4,7 +4,11 @@ import models
 import pytest
 import torch
 import transformers
+from canonical import Holding, assert_same
 from golden import check_golden
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 from fxquant.graph import edit
@@ -144,6 +148,39 @@ def test_the_passes_come_in_the_order_they_need():
     names = [each.name for each in CANONICAL.passes]
     for position, each in enumerate(CANONICAL.passes):
         assert set(each.after) <= set(names[:position]), f"{each.name} names a pass that is not before it"
+
+
+STEPS = {
+    "dropout": lambda x, w, b: functional.dropout(x, 0.5, training=False),
+    "clone": lambda x, w, b: x.clone(),
+    "cast": lambda x, w, b: x.to(torch.float32),
+    "double-and-back": lambda x, w, b: x.double().float(),
+    "inplace-relu": lambda x, w, b: functional.relu(x * 2, inplace=True),
+    "two-transposes": lambda x, w, b: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "flattened-product": lambda x, w, b: torch.addmm(b, x.reshape(-1, 6), w).view(x.shape),
+    "product-and-bias": lambda x, w, b: b + x @ w.t(),
+    "residual": lambda x, w, b: x + torch.tanh(x @ w),
+    "norm": lambda x, w, b: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + b),
+    "silu": lambda x, w, b: x * torch.sigmoid(x),
+    "twice-the-same": lambda x, w, b: (x - x.mean(-1, True)) * (x - x.mean(-1, True)),
+}
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=6))
+def test_any_chain_of_rewritten_things_computes_the_same(names):
+    def function(x, w, b):
+        for name in names:
+            x = STEPS[name](x, w, b)
+        return torch.neg(x)
+
+    generator = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(size, generator=generator) for size in ((2, 3, 6), (6, 6), (6,)))
+    gm = capture(Holding(function, w=w / 3, b=b).eval(), (x,))
+    changed = canonicalize(gm)
+    assert not {op for op in GONE if count(changed, op)}
+    assert_same(gm, changed, x, units=32)
+    assert to_text(canonicalize(changed)) == to_text(changed)
 
 
 @pytest.mark.parametrize("name", ONE_LAYER)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from golden import check_golden
 from torch import nn
 from torch.nn import functional
 
@@ -11,7 +12,6 @@ from fxquant.graph.text import to_text
 from fxquant.numerics import choose_qparams, fake_quantize
 from fxquant.passes.qdq_nodes import DEQUANTIZE, QUANTIZE
 from fxquant.spec import QParams, QuantSpec
-from golden import check_golden
 
 
 class Chain(nn.Module):

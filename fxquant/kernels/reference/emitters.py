@@ -3,10 +3,10 @@
 import torch
 
 from fxquant.kernels.emit import embedding_emitter, linear_emitter, matmul_emitter
-from fxquant.kernels.reference import embedding as embedding
-from fxquant.kernels.reference import linear as linear
-from fxquant.kernels.reference import matmul as matmul
+from fxquant.kernels.reference import embedding, linear, matmul
 from fxquant.kernels.table import emitter
+
+__all__ = ["embedding", "linear", "matmul"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 

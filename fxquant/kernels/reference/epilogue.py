@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxquant import numerics
-from fxquant.errors import ConfigError, suggest
+from fxquant.registry import Registry
 from fxquant.spec import QParams
 
 
@@ -19,21 +19,17 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": _identity,
-    "relu": torch.relu,
-    "gelu": functional.gelu,
-    "gelu_tanh": _gelu_tanh,
-    "silu": functional.silu,
-}
+ACTIVATIONS: Registry[Callable[[Tensor], Tensor]] = Registry("activation")
+ACTIVATIONS.add("none", _identity)
+ACTIVATIONS.add("relu", torch.relu)
+ACTIVATIONS.add("gelu", functional.gelu)
+ACTIVATIONS.add("gelu_tanh", _gelu_tanh)
+ACTIVATIONS.add("silu", functional.silu)
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
     """Return the activation function called `activation` of `x`; `ConfigError` names the known ones."""
-    function = ACTIVATIONS.get(activation)
-    if function is None:
-        raise ConfigError(f"unknown activation {activation!r}: {suggest(activation, ACTIVATIONS)}")
-    return function(x)
+    return ACTIVATIONS[activation](x)
 
 
 def finish(y: Tensor, activation: str, residual: Tensor | None) -> Tensor:

@@ -16,8 +16,8 @@ from fxquant.kernels.x86.isa import isa
 from fxquant.kernels.x86.packing import packed_weight
 from fxquant.spec import QuantSpec
 
-# Above so many multiply-accumulates oneDNN's packed weight outweighs the fixed cost of its call.
-_LARGE = 12_000_000
+# Where `_int_mm`, which costs less to call but packs nothing, is at least level with oneDNN's fused kernel.
+_FEW_ROWS, _SMALL_WEIGHT = 128, 1 << 20
 
 
 def linear_dynamic_int8(
@@ -49,7 +49,7 @@ def linear_dynamic_int8(
         q, scale, zero_point = quantize_whole(rows, spec, torch.uint8)
         y = fused(q, scale, zero_point + 128, packed, bias, activation, None, FLOAT_OUTPUT)
         activation = "none"
-    elif rows.shape[0] * weight.numel() < _LARGE:
+    elif rows.shape[0] <= _FEW_ROWS and weight.numel() < _SMALL_WEIGHT:
         y = rows_by_int_mm(*quantize_rows(rows, spec, torch.int8), packed, bias)
     else:
         y = rows_by_qlinear(*quantize_rows(rows, spec, torch.uint8), packed, bias)

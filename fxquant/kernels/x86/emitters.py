@@ -4,9 +4,9 @@ import torch
 
 from fxquant.kernels.emit import embedding_emitter, linear_emitter
 from fxquant.kernels.table import emitter
-from fxquant.kernels.x86 import dynamic as dynamic
-from fxquant.kernels.x86 import linear as linear
-from fxquant.kernels.x86 import weight_only as weight_only
+from fxquant.kernels.x86 import dynamic, linear, weight_only
+
+__all__ = ["dynamic", "linear", "weight_only"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 

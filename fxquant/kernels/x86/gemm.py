@@ -12,17 +12,17 @@ from torch import Tensor
 
 from fxquant.kernels.reference.epilogue import activate
 from fxquant.kernels.x86.packing import PackedWeight
+from fxquant.registry import Registry
 
 _qlinear = torch.ops.onednn.qlinear_pointwise
 
 # The activations as oneDNN's post-op and its algorithm.
-POST_OPS = {
-    "none": ("none", ""),
-    "relu": ("relu", ""),
-    "gelu": ("gelu", "none"),
-    "gelu_tanh": ("gelu", "tanh"),
-    "silu": ("swish", ""),
-}
+POST_OPS: Registry[tuple[str, str]] = Registry("activation")
+POST_OPS.add("none", ("none", ""))
+POST_OPS.add("relu", ("relu", ""))
+POST_OPS.add("gelu", ("gelu", "none"))
+POST_OPS.add("gelu_tanh", ("gelu", "tanh"))
+POST_OPS.add("silu", ("swish", ""))
 # 128·127·K stays below 2^24: float32 holds every accumulator.
 _EXACT_DEPTH = 1032
 
@@ -49,11 +49,20 @@ def finish_(y: Tensor, activation: str, residual: Tensor | None) -> Tensor:
     return y if residual is None else y.add_(residual)
 
 
+def accumulate(q: Tensor, weight: PackedWeight) -> Tensor:
+    """Return Σ_k q·w as int32 (M, N), for q (M, K) int8, contiguous."""
+    depth = q.shape[1]
+    # torch 2.13's _int_mm takes the stride of a dimension of size 1 at its word, and reads elsewhere.
+    if q.stride() != (depth, 1):
+        q = q.as_strided(q.shape, (depth, 1))
+    return torch._int_mm(q, weight.columns)
+
+
 def rows_by_int_mm(
     q: Tensor, scale: Tensor, minus_zero_point: Tensor, weight: PackedWeight, bias: Tensor | None
 ) -> Tensor:
     """Return S_x·S_w·Σ_k (q − Z)·w + bias as float32 (M, N), for q (M, K) int8 and S_x, −Z (M, 1) float32."""
-    sums = torch._int_mm(q, weight.columns)
+    sums = accumulate(q, weight)
     if q.shape[1] <= _EXACT_DEPTH:
         y = sums.float().addcmul_(minus_zero_point, weight.float_sums)
     else:
@@ -76,7 +85,7 @@ def rows_by_qlinear(
 
 def single_row(q: Tensor, scale: float, zero_point: int, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """Return what `rows_by_int_mm` does where S_x and Z are numbers, meant for one row."""
-    sums = torch._int_mm(q, weight.columns)
+    sums = accumulate(q, weight)
     if q.shape[1] <= _EXACT_DEPTH:
         y = sums.float().sub_(weight.float_sums, alpha=zero_point)
     else:

@@ -65,7 +65,10 @@ def packed_weight(weight: Tensor, scale: Tensor) -> PackedWeight:
     entry: tuple[Fingerprint, PackedWeight, Tensor] | None = _PACKED.get(weight)  # type: ignore[no-untyped-call]
     if entry is not None and entry[0] == fingerprint:
         return entry[1]
-    per_row = scale.detach().to(torch.float32).reshape(-1).expand(weight.shape[0]).contiguous()
-    made = PackedWeight(weight.detach().t(), per_row)
+    width, depth = weight.shape
+    per_row = scale.detach().to(torch.float32).reshape(-1).expand(width).contiguous()
+    # Strides of dimensions of size 1 are stated too, since torch 2.13's _int_mm believes them.
+    columns = weight.detach().contiguous().as_strided((depth, width), (1, depth) if depth > 1 else (width, 1))
+    made = PackedWeight(columns, per_row)
     _PACKED[weight] = (fingerprint, made, scale)
     return made

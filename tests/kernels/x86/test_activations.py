@@ -50,7 +50,8 @@ def test_rows_equal_numerics_to_the_bit(form, dtype, values):
     assert torch.equal(in_int8_form(q), integers)
     excess = 128 if spec.dtype == "uint8" else 0
     assert torch.equal(-minus_zero_point, qparams.zero_point - float(excess))
-    some = x.abs().amax(-1) > 0
+    # A row without a range has its scale replaced; which one does not matter where every q − Z is 0.
+    some = x.abs().amax(-1) > 2.0**-100
     assert torch.equal(scale[some], qparams.scale[some])
 
 
@@ -64,7 +65,7 @@ def test_a_whole_tensor_equals_numerics_to_the_bit(form, dtype, values):
     integers, qparams = expected(x, spec)
     assert torch.equal(in_int8_form(q), integers)
     assert zero_point == qparams.zero_point.item() - (128 if spec.dtype == "uint8" else 0)
-    if x.any():
+    if x.abs().amax() > 2.0**-100:
         assert scale == qparams.scale.item()
 
 

@@ -6,7 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fxquant.kernels  # noqa: F401  (defines the ops)
+from fxquant.errors import ConfigError
 from fxquant.kernels.qdq import dynamic_spec
+from fxquant.kernels.x86.gemm import accumulate
+from fxquant.kernels.x86.packing import packed_weight
 
 ops = torch.ops.fxquant
 ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "silu"]
@@ -151,6 +154,15 @@ def test_strided_activations(each_isa):
     assert torch.equal(y, ops.x86_linear_int8(q.contiguous(), *start, *FLOAT_OUTPUT))
 
 
+@pytest.mark.parametrize("depth", [1, 8])
+@pytest.mark.parametrize("strides", [(0, 1), (1, 1), (5, 1)], ids=str)
+def test_odd_strides_of_a_dimension_of_size_one(depth, strides):
+    weight = layer(depth, 17)[0]
+    q = torch.randint(-128, 128, (depth,), dtype=torch.int8).as_strided((1, depth), strides)
+    sums = accumulate(q, packed_weight(weight, torch.tensor(1.0)))
+    assert torch.equal(sums.long(), q.long() @ weight.long().t())
+
+
 def test_rows_do_not_depend_on_their_batch(each_isa):
     weight, weight_scale, bias = layer(40, 21)
     x = torch.randn(12, 40)
@@ -174,6 +186,21 @@ def test_embedding_equals_the_reference():
     indices = torch.randint(0, 50, (3, 4))
     for each in (scale, torch.tensor(0.5)):
         assert torch.equal(ops.x86_embedding_int8(table, each, indices), ops.embedding_int8(table, each, indices))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_an_unknown_activation_names_the_nearest(each_isa, rows):
+    weight, weight_scale, _ = layer(8, 4)
+    x, q = torch.randn(rows, 8), torch.zeros(rows, 8, dtype=torch.uint8)
+    common = (weight, weight_scale, None, None, "gelu_tan")
+    for call in (
+        lambda: ops.x86_linear_dynamic_int8(x, *common, *SPECS["uint8-affine-per-token"]),
+        lambda: ops.x86_linear_dynamic_int8(x, *common, *SPECS["uint8-affine-per-tensor"]),
+        lambda: ops.x86_linear_int8(q, torch.tensor(1.0), int32(0), *common, *FLOAT_OUTPUT),
+        lambda: ops.x86_linear_weight_int8(x, *common),
+    ):
+        with pytest.raises(ConfigError, match=r"unknown activation 'gelu_tan': did you mean 'gelu_tanh'"):
+            call()
 
 
 def test_opcheck(each_isa):

@@ -1,0 +1,81 @@
+from collections import Counter
+
+import pytest
+import torch
+from models import bert
+from torch.nn import functional
+
+import fxquant as fxq
+from fxquant.evaluation.kernels_ran import (
+    describe_kernels,
+    float_products,
+    integer_products,
+    kernels_that_ran,
+    other_kernels,
+)
+
+X, W = torch.ones(4, 8), torch.ones(16, 8)
+
+
+def test_a_float_linear_counts_once_whatever_it_calls():
+    assert kernels_that_ran(lambda: functional.linear(X, W)) == {"aten::linear": 1}
+
+
+def test_an_integer_product_is_told_from_a_float_one():
+    integers = torch.ones(32, 8, dtype=torch.int8)
+
+    def call():
+        torch._int_mm(integers, integers.t())
+        X @ W.t()
+
+    ran = kernels_that_ran(call)
+    assert integer_products(ran) == {"aten::_int_mm": 1}
+    assert float_products(ran) == {"aten::matmul": 1}
+
+
+def test_a_product_inside_an_own_op_is_counted_apart():
+    scale, zero_point = torch.tensor(0.1), torch.tensor(0, dtype=torch.int32)
+    q, w = torch.ones(4, 8, dtype=torch.int8), torch.ones(16, 8, dtype=torch.int8)
+    graph_op = torch.ops.fxquant.linear_int8.default
+    arguments = (q, scale, zero_point, w, torch.ones(16), None, None, "none", None, None, 0, 0, torch.float32)
+    ran = kernels_that_ran(lambda: graph_op(*arguments))
+    assert ran["fxquant::linear_int8"] == 1
+    # The reference kernel multiplies integers in float32, exactly; the trace says so.
+    assert float_products(ran) == {"fxquant::linear_int8 > aten::matmul": 1}
+    assert not integer_products(ran)
+    assert not other_kernels(ran)
+
+
+@pytest.fixture(scope="module")
+def lowered_bert():
+    model, inputs = bert()
+    return model, fxq.quantize(model, inputs, backend="x86", recipe="dynamic"), inputs
+
+
+def test_every_linear_of_a_lowered_model_leaves_a_trace(lowered_bert):
+    model, graph, inputs = lowered_bert
+    linears = sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+    ran = kernels_that_ran(lambda: graph(**inputs))
+    own = sum(
+        count for name, count in ran.items() if name.startswith("fxquant::") and "linear" in name and ">" not in name
+    )
+    assert own == linears
+    assert float_products(ran).get("aten::linear", 0) == 0
+
+
+def test_a_float_model_shows_no_integers(lowered_bert):
+    model, _, inputs = lowered_bert
+    ran = kernels_that_ran(lambda: model(**inputs))
+    assert not integer_products(ran)
+    assert float_products(ran)["aten::linear"] == sum(isinstance(m, torch.nn.Linear) for m in model.modules())
+
+
+def test_description_adds_up_products_and_lists_what_is_no_product():
+    ran = Counter({
+        "fxquant::a": 2, "fxquant::a > aten::_int_mm": 2, "aten::_int_mm": 1, "aten::bmm": 4, "fxquant::embedding": 3,
+    })  # fmt: skip
+    assert describe_kernels(ran) == "4 × aten::bmm, 3 × aten::_int_mm, 3 × fxquant::embedding"
+
+
+def test_description_of_nothing():
+    assert describe_kernels(kernels_that_ran(lambda: X + 1)) == "no product of matrices ran"

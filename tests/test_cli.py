@@ -1,0 +1,297 @@
+"""The command line from end to end, on a tiny BERT in a folder."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from folders import SENTENCES, write_bert, write_sentences
+
+import fxquant as fxq
+from fxquant.cli import main
+from fxquant.commands import quantize as quantize_command
+from fxquant.errors import ArtifactError
+from fxquant.evaluation.pretrained import load_pretrained
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_bert(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def artifact(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifact")
+    assert main(["quantize", str(model), str(folder)]) == 0
+    return folder
+
+
+def run(capsys, *arguments):
+    """Return the exit status and what was written to standard output and error."""
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_dynamic_needs_no_text(model, tmp_path, capsys):
+    status, out, err = run(capsys, "quantize", model, tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "linear: 100.0% (13 of 13 ops)" in out
+    assert "(planned)" not in out
+    assert f"saved {tmp_path / 'out'} (0.1 MB)" in out
+
+
+def test_the_artifact_computes_what_quantize_does(model, artifact):
+    pretrained = load_pretrained(model)
+    inputs = pretrained.example_inputs()
+    expected = fxq.quantize(pretrained.model, inputs, backend="x86", recipe="dynamic")
+    batch = pretrained.batch(SENTENCES[:3])
+    assert torch.equal(fxq.load(artifact)(**batch)[0], expected(**batch)[0])
+
+
+def test_static_uses_the_text(model, tmp_path, capsys):
+    text = write_sentences(tmp_path / "text.txt")
+    out_dir = tmp_path / "out"
+    status, out, _ = run(
+        capsys, "quantize", model, out_dir, "--recipe", "static", "--calibration", text, "--batches", 2
+    )
+    assert status == 0
+    assert "saved" in out
+    pretrained = load_pretrained(model)
+    batches = pretrained.batches(SENTENCES[:16])
+    inputs = pretrained.example_inputs()
+    expected = fxq.quantize(pretrained.model, inputs, backend="x86", recipe="static", calibration=batches)
+    assert torch.equal(fxq.load(out_dir)(**batches[0])[0], expected(**batches[0])[0])
+
+
+def test_text_that_is_not_needed_is_remarked(model, tmp_path, capsys):
+    text = write_sentences(tmp_path / "text.txt")
+    _, out, _ = run(capsys, "quantize", model, tmp_path / "out", "--calibration", text)
+    assert "note: no range of this recipe is found by calibration, so the text was not used" in out
+
+
+def test_random_weights_are_remarked(model, tmp_path, capsys):
+    _, out, _ = run(capsys, "quantize", model, tmp_path / "out", "--task", "sequence-classification")
+    assert "note: the checkpoint lacks these weights, which are random: classifier.bias, classifier.weight" in out
+
+
+def test_an_artifact_is_replaced(model, tmp_path, capsys):
+    out_dir = tmp_path / "out"
+    assert run(capsys, "quantize", model, out_dir)[0] == 0
+    assert run(capsys, "quantize", model, out_dir, "--backend", "reference")[0] == 0
+    _, out, _ = run(capsys, "explain", out_dir)
+    assert "fxquant.linear_dynamic_int8" in out or "fxquant.linear_int8" in out
+    assert "x86" not in out
+
+
+def test_explain_a_model_states_a_plan(model, capsys):
+    status, out, _ = run(capsys, "explain", model, "--recipe", "static")
+    assert status == 0
+    assert "linear_int8 (planned)" in out
+    assert "encoder.layer.1.intermediate.dense" in out
+    assert "float-by-rule: one fused float kernel" in out
+    assert "low-precision share of multiply-accumulates (planned):" in out
+
+
+def test_explain_an_artifact_states_what_runs(artifact, capsys):
+    _, out, _ = run(capsys, "explain", artifact)
+    assert "(planned)" not in out
+    assert "fxquant.x86_" in out
+    assert "moves-data: moves values" not in out
+
+
+def test_explain_all_lists_every_op(artifact, capsys):
+    _, out, _ = run(capsys, "explain", artifact, "--all")
+    assert "moves-data: moves values" in out
+    assert "aten.layer_norm" in out
+
+
+def test_explain_an_artifact_for_another_backend(artifact, capsys):
+    _, out, _ = run(capsys, "explain", artifact, "--backend", "reference")
+    assert "x86" not in out
+    assert "linear: 100.0% (13 of 13 ops)" in out
+
+
+def test_explain_as_json(artifact, capsys):
+    data = json.loads(run(capsys, "explain", artifact, "--json")[1])
+    assert data["stage"] == "lowered"
+    assert sum(row["op"].startswith("linear") for row in data["rows"]) == 13
+
+
+def test_compare_shows_layers_and_outputs(model, artifact, capsys):
+    status, out, _ = run(capsys, "compare", model, artifact, "--limit", 3)
+    assert status == 0
+    layers, _, outputs = out.partition("\n\n")
+    assert len(layers.splitlines()) == 2 + 3 + 1
+    assert "last_hidden_state" in outputs
+    decibels = [float(line.split()[-2]) for line in layers.splitlines()[2:5]]
+    assert decibels == sorted(decibels)
+    assert all(10 < each < 60 for each in decibels)
+
+
+def test_compare_with_a_text_as_json(model, artifact, tmp_path, capsys):
+    text = write_sentences(tmp_path / "text.txt", SENTENCES[:10])
+    data = json.loads(run(capsys, "compare", model, artifact, "--text", text, "--json")[1])
+    assert data["batches"] == 2
+    pretrained = load_pretrained(model)
+    reference = fxq.capture(pretrained.model, pretrained.example_inputs())
+    found = fxq.compare(reference, fxq.load(artifact), pretrained.batches(SENTENCES[:10]))
+    assert data == json.loads(found.to_json())
+
+
+@pytest.mark.parametrize("name", ["x86", "reference"])
+def test_backend_check_of_a_packaged_file(name, capsys):
+    status, out, _ = run(capsys, "backend", "check", name)
+    assert status == 0
+    assert f"{name}.toml is valid" in out
+    for text in ("linear_gelu", "per-channel along axis 0", "static", "embedding_int8", "one fused float kernel"):
+        assert text in out
+
+
+OWN = """
+name = "own"
+kernels = "reference"
+[spec.weight]
+dtype = "int8"
+symmetric = true
+[[op]]
+use = "embedding"
+kernel = "embedding_int8"
+weight = "weight"
+"""
+
+
+def test_backend_check_of_a_file(tmp_path, capsys):
+    path = tmp_path / "own.toml"
+    path.write_text(OWN)
+    status, out, _ = run(capsys, "backend", "check", path)
+    assert status == 0
+    assert out.startswith("own: no description")
+    assert "weight = weight" in out
+    assert "takes" not in out
+
+
+def test_backend_check_names_what_is_wrong(tmp_path, capsys):
+    path = tmp_path / "own.toml"
+    path.write_text(OWN.replace('use = "embedding"', 'use = "embeding"'))
+    status, out, err = run(capsys, "backend", "check", path)
+    assert (status, out) == (1, "")
+    assert "own.toml: [[op]] 1 (embeding)" in err
+    assert "did you mean 'embedding'" in err
+
+
+STRICT = """
+base = "dynamic"
+[spec.weight]
+dtype = "uint8"
+"""
+
+
+def test_strict_fails_and_saves_nothing(model, tmp_path, capsys):
+    recipe = tmp_path / "odd.toml"
+    recipe.write_text(STRICT)
+    status, _, err = run(capsys, "quantize", model, tmp_path / "out", "--recipe", recipe, "--strict")
+    assert status == 1
+    assert "ops stay in float" in err
+    assert "takes weight.dtype = int8, the recipe asks for uint8" in err
+    assert not (tmp_path / "out").exists()
+
+
+STATIC = "quantize {model} {tmp}/out --recipe static"
+ERRORS = {
+    "no-model": ("quantize {tmp}/nowhere {tmp}/out", "nowhere does not exist: expected the folder of a model"),
+    "backend": ("quantize {model} {tmp}/out --backend x68", "unknown backend 'x68': did you mean 'x86'"),
+    "recipe": ("quantize {model} {tmp}/out --recipe statc", "recipe 'statc' for backend x86: did you mean 'static'"),
+    "no-calibration": (STATIC, "recipe static has static ranges: give --calibration FILE"),
+    "missing-text": (STATIC + " --calibration {tmp}/no.txt", "no.txt: there is no such file"),
+    "empty-text": (STATIC + " --calibration {tmp}/empty.txt", "empty.txt: is empty"),
+    "batch-size": (
+        STATIC + " --calibration {tmp}/text.txt --batch-size 0",
+        "--batch-size 0, --batches 64: expected at",
+    ),
+    "explain-nothing": ("explain {tmp}/nowhere", "nowhere does not exist: expected the folder of a model"),
+    "explain-recipe": ("explain {model} --recipe dinamic", "did you mean 'dynamic'"),
+    "explain-artifact-recipe": ("explain {artifact} --recipe static", "is an artifact, whose recipe is settled: leave"),
+    "compare-no-artifact": ("compare {model} {model}", "has no manifest.json"),
+    "compare-limit": ("compare {model} {artifact} --limit 0", "--limit 0: expected at least 1"),
+    "compare-text": ("compare {model} {artifact} --text {tmp}", "is a directory; give a text file"),
+    "no-backend-file": ("backend check {tmp}/none.toml", "none.toml: there is no such file"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "text"), ERRORS.values(), ids=ERRORS)
+def test_errors_are_one_message_and_status_1(model, artifact, tmp_path, capsys, arguments, text):
+    write_sentences(tmp_path / "text.txt")
+    write_sentences(tmp_path / "empty.txt", [])
+    status, out, err = run(capsys, *arguments.format(model=model, artifact=artifact, tmp=tmp_path).split())
+    assert (status, out) == (1, "")
+    assert err.startswith("fxquant: error: ")
+    assert text in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_occupied_folder_is_refused_before_any_work(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(quantize_command, "load_pretrained", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "thesis.tex").write_text("my only copy")
+    status, _, err = run(capsys, "quantize", model, tmp_path)
+    assert status == 1
+    assert "holds thesis.tex and no artifact" in err
+    assert (tmp_path / "thesis.tex").read_text() == "my only copy"
+
+
+def test_without_transformers(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    status, _, err = run(capsys, "quantize", model, tmp_path / "out")
+    assert status == 1
+    assert "not installed: pip install 'fxquant[transformers]'" in err
+
+
+def test_debug_shows_the_traceback(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="holds file and no artifact"):
+        main(["quantize", str(model), str(tmp_path), "--debug"])
+
+
+def test_a_warning_is_one_line(model, tmp_path, capsys):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('base = "dynamic"\n[[override]]\npath = "decoder.*"\nquantize = false\n')
+    status, _, err = run(capsys, "quantize", model, tmp_path / "out", "--recipe", recipe)
+    assert status == 0
+    assert err.startswith("fxquant: warning: the override path = 'decoder.*'")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["quantise"], ["quantize", "model"], ["explain", "m", "--task", "poetry"], ["backend"], ["backend", "check"]],
+    ids=["nothing", "no-such-command", "no-output", "no-such-task", "backend", "no-file"],
+)
+def test_wrong_usage_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: fxquant")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"fxquant {fxq.__version__}\n"
+
+
+def test_module_and_status_of_the_process(tmp_path):
+    command = [sys.executable, "-m", "fxquant", "explain", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("fxquant: error: ")
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"{sys.executable} -m fxquant backend check x86 | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("x86: ")
+    assert done.stderr == ""

@@ -1,0 +1,94 @@
+"""Every file in examples/ runs, as its reader would run it, and says what it promises."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from folders import write_bert, write_sentences
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script, *arguments, folder):
+    """Run an example in a process of its own, which starts in `folder`."""
+    command = [sys.executable, EXAMPLES / script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """What the demo prints for a tiny model, a short text and few rounds; and where it ran."""
+    folder = tmp_path_factory.mktemp("demo")
+    model = write_bert(folder / "model")
+    text = write_sentences(
+        folder / "text.txt", [f"{a} {b} {c}." for a in "abcd" for b in "efgh" for c in ("one", "two")]
+    )
+    small = ("--text", text, "--sentences", 12, "--batches", 2, "--rounds", 2)
+    done = run("minilm_demo.py", "--model", model, *small, folder=folder)
+    return done, folder
+
+
+def test_demo_ends_well(demo):
+    done, _ = demo
+    assert done.returncode == 0, done.stderr
+    assert "USDT" not in done.stderr
+
+
+def test_demo_prints_the_ledger(demo):
+    done, _ = demo
+    assert "linear_gelu" in done.stdout
+    assert done.stdout.count("linear: 100.0% (13 of 13 ops)") == 2
+
+
+def test_demo_shows_that_reloaded_artifacts_are_bit_identical(demo):
+    done, folder = demo
+    assert "int8 dynamic: outputs are bit-identical" in done.stdout
+    assert "int8 static: outputs are bit-identical" in done.stdout
+    assert (folder / "minilm-int8" / "dynamic" / "model.safetensors").is_file()
+    assert (folder / "minilm-int8" / "static" / "model.safetensors").is_file()
+
+
+def test_demo_compares_the_variants(demo):
+    done, _ = demo
+    table = done.stdout.partition("Comparison")[2]
+    for name in ("float32", "int8 dynamic", "int8 static"):
+        (row,) = re.findall(rf"^{name} +([\d.]+) MB +(.*)$", table, re.MULTILINE)
+        assert float(row[0]) > 0
+        assert len(re.findall(r"[\d.]+ ms \([\d.]+×\)", row[1])) == 3
+        mean, minimum, _ = map(float, row[1].split()[-3:])
+        assert 0.9 < minimum <= mean <= 1
+    assert "cosine of 12 sentence embeddings" in table
+    assert "static ranges from 16 other sentences" in table
+
+
+def test_demo_proves_which_kernels_ran(demo):
+    done, _ = demo
+    proof = done.stdout.partition("kernels in a profiler trace")[2]
+    assert re.search(r"float32: 13 × aten::linear", proof)
+    for name in ("int8 dynamic", "int8 static"):
+        line = next(line for line in proof.splitlines() if line.startswith(f"  {name}"))
+        assert "embedding_int8" in line
+        assert "aten::linear" not in line
+
+
+def test_demo_may_be_run_again(demo):
+    _, folder = demo
+    small = ("--text", folder / "text.txt", "--sentences", 12, "--batches", 1, "--rounds", 1)
+    again = run("minilm_demo.py", "--model", folder / "model", *small, folder=folder)
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--model", "nowhere"], "error: nowhere does not exist: expected the folder of a model"),
+        (["--text", "nothing.txt"], "error: nothing.txt: there is no such file"),
+    ],
+    ids=["model", "text"],
+)
+def test_demo_names_what_is_wrong(tmp_path, arguments, text):
+    done = run("minilm_demo.py", *arguments, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(text)
