@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two processes, and the tests of a file in one of them, as they share models.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 
 # Models are read from disk only.
@@ -18,13 +20,13 @@ demo: $(VENV)/.demo ## quantize a real sentence encoder, explain, measure, save 
 	@$(BIN)/python examples/minilm_demo.py $(DEMO)
 
 test: $(VENV)/.test ## run every test (TESTS="tests/graph -k pattern" for some)
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(PYTEST) $(TESTS)
 
 check: $(VENV)/.test $(VENV)/.dev ## lint, check the format and the types, and run every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: $(VENV)/.demo ## measure speed, accuracy and the cost of quantizing against other ways to run the model
 	@$(BIN)/python benchmarks/minilm.py $(BENCH)

@@ -1,6 +1,6 @@
 """The command line: parses, runs one command, prints what it returns, and turns errors into messages.
 
-Exit status: 0 for success, 1 for an `FxQuantError`, 2 for wrong usage.
+Exit status: 0 for success, 1 for an `FxQuantError`, 2 for wrong usage, 130 for an interruption.
 """
 
 import argparse
@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             print(f"fxquant: error: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("fxquant: interrupted", file=sys.stderr)
+            return 130  # as shells report a process that SIGINT ended
     return 0
 
 

@@ -248,6 +248,14 @@ def test_without_transformers(model, tmp_path, capsys, monkeypatch):
     assert "not installed: pip install 'fxquant[transformers]'" in err
 
 
+def test_an_interruption_is_no_traceback(model, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantize_command, "load_pretrained", interrupted)
+    assert run(capsys, "quantize", model, tmp_path / "out") == (130, "", "fxquant: interrupted\n")
+
+
 def test_debug_shows_the_traceback(model, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="holds file and no artifact"):

@@ -7,13 +7,16 @@ from typing import Any
 from torch.autograd.profiler import profile
 
 # Operators that multiply integers, and those that multiply floats, by the name that the profiler gives them.
-INTEGER_PRODUCTS = ("aten::_int_mm", "onednn::qlinear_pointwise", "onednn::qconv_pointwise")
+INTEGER_PRODUCTS = ("aten::_int_mm", "onednn::qlinear_pointwise", "onednn::qconv_pointwise", "quantized::linear")
 FLOAT_PRODUCTS = (
     "aten::linear", "aten::matmul", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm",
     "aten::scaled_dot_product_attention", "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::convolution",
     "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear",
 )  # fmt: skip
 OWN = "fxquant::"
+# An own op with one of these in its name multiplies matrices: by an operator that the trace shows inside it, else by
+# integer code of ours.
+OWN_PRODUCTS = ("linear", "matmul", "conv")
 WITHIN = " > "
 
 
@@ -53,20 +56,29 @@ def _is_product(name: str) -> bool:
 
 
 def integer_products(ran: Counter[str]) -> Counter[str]:
-    """Return the part of a count that multiplied integers."""
-    return Counter({name: count for name, count in ran.items() if name.split(WITHIN)[-1].startswith(INTEGER_PRODUCTS)})
+    """Return the part of a count that multiplied integers: own ops with compiled code, and what ran inside others."""
+    native = {name: count for name, count in _alone(ran).items() if any(word in name for word in OWN_PRODUCTS)}
+    return _called(ran, lambda name: name.startswith(INTEGER_PRODUCTS)) + Counter(native)
 
 
 def float_products(ran: Counter[str]) -> Counter[str]:
     """Return the part of a count that multiplied floats, emulated integer arithmetic included."""
-    return Counter({name: count for name, count in ran.items() if name.split(WITHIN)[-1] in FLOAT_PRODUCTS})
+    return _called(ran, lambda name: name in FLOAT_PRODUCTS)
 
 
 def other_kernels(ran: Counter[str]) -> Counter[str]:
     """Return the fxquant ops in a count that multiplied no matrices: look-ups, quantize and dequantize."""
+    return _alone(ran) - integer_products(ran)
+
+
+def _called(ran: Counter[str], wanted: Callable[[str], bool]) -> Counter[str]:
+    return Counter({name: count for name, count in ran.items() if wanted(name.split(WITHIN)[-1])})
+
+
+def _alone(ran: Counter[str]) -> Counter[str]:
+    """Return the own ops that called no product."""
     hosts = {name.split(WITHIN)[0] for name in ran if WITHIN in name}
-    alone = {name: count for name, count in ran.items() if name.startswith(OWN) and WITHIN not in name}
-    return Counter({name: count for name, count in alone.items() if name not in hosts})
+    return Counter({n: count for n, count in ran.items() if n.startswith(OWN) and n not in hosts and WITHIN not in n})
 
 
 def describe_kernels(ran: Counter[str]) -> str:

@@ -11,9 +11,10 @@ from fxquant.errors import DataError, FxQuantError
 from fxquant.graph import edit, structure
 from fxquant.graph.signature import signature_of
 from fxquant.ledger import Row, read_ledger
-from fxquant.numerics import dequantize
+from fxquant.numerics import dequantize, quantize_to
 from fxquant.observers import Observer
 from fxquant.passes.canonicalize import canonicalize
+from fxquant.passes.qdq_nodes import QUANTIZE
 from fxquant.spec import QParams
 
 
@@ -103,9 +104,10 @@ class Values:
 
 
 def run_layers(gm: fx.GraphModule, wanted: set[str], leaves: tuple[Any, ...]) -> Values:
-    """Run `gm` and keep the values of the nodes named in `wanted`; those that kernels left as integers come in float.
+    """Run `gm` and keep the values of the nodes named in `wanted`, in float.
 
-    Observers are passed by: they see nothing of this.
+    A result that the graph hands on in 8 bits comes with that rounding, whether its kernel or a Q/DQ node does it, so
+    that lowered and Q/DQ graphs compare alike. Observers are passed by: they see nothing of this.
     """
     watcher = _Watcher(gm, wanted)
     with torch.no_grad():
@@ -136,7 +138,21 @@ class _Watcher(fx.Interpreter):
 
     def _float(self, node: fx.Node, value: Tensor) -> Tensor:
         targets = edit.marks(node).get("requantized")
-        if targets is None:
+        if targets is not None:
+            return dequantize(value, QParams(*map(self.fetch_attr, targets)))
+        follower = _requantize(node)
+        if follower is None:
             return value
-        scale, zero_point = (self.fetch_attr(target) for target in targets)
-        return dequantize(value, QParams(scale, zero_point))
+        _, scale, zero_point, _, qmin, qmax, dtype = follower.args
+        qparams = QParams(*(self.fetch_attr(str(each.target)) for each in (scale, zero_point)))  # type: ignore[union-attr]
+        return dequantize(quantize_to(value, qparams, qmin, qmax, dtype), qparams)  # type: ignore[arg-type]
+
+
+def _requantize(node: fx.Node) -> fx.Node | None:
+    """Return the static per-tensor quantize of a Q/DQ graph that alone reads `node` and that its kernel would do."""
+    claim: Mapping[str, Any] = edit.marks(node).get("claim", {"specs": {}})
+    users = list(node.users)
+    if "output" not in claim["specs"] or len(users) != 1 or users[0].target is not QUANTIZE:
+        return None
+    _, scale, zero_point, axis = users[0].args[:4]
+    return users[0] if edit.is_constant(scale) and edit.is_constant(zero_point) and axis is None else None

@@ -10,7 +10,8 @@ from fxquant.kernels.table import Emitter
 ACTIVATIONS = {"linear_relu": "relu", "linear_silu": "silu"}
 
 
-def _activation(site: Site) -> str:
+def activation_of(site: Site) -> str:
+    """Return the activation function that the site's pattern ends in, by the kernels' name for it."""
     if site.op == "linear_gelu":
         return "gelu_tanh" if site.attrs["approximate"] == "tanh" else "gelu"
     return ACTIVATIONS.get(site.op, "none")
@@ -37,7 +38,7 @@ def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitte
 
     def emit(site: Site) -> fx.Node:
         x, (weight, weight_scale) = site.read("x"), _integers(site.read("weight"))
-        tail = (_bias(site), site.float_value("residual"), _activation(site))
+        tail = (_bias(site), site.float_value("residual"), activation_of(site))
         if x.quantized is None or x.spec is None:
             return site.emit(weight_only, x.value, weight, weight_scale, *tail)
         if dynamic is not None and x.source is not None and site.requantize is None:

@@ -1,10 +1,11 @@
 """What a kernel's emitter is given: one claimed op of a Q/DQ graph, its operands by role."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxquant.graph import edit
 from fxquant.spec import QuantSpec
@@ -71,6 +72,11 @@ class Site:
         if out is None:
             return None, None, 0, 0, torch.float32
         return out.scale, out.zero_point, out.qmin, out.qmax, out.dtype
+
+    def constant(self, name: str, make: Callable[[], Tensor]) -> fx.Node:
+        """Return a node of the constant called `name`, made at the first site that asks for it."""
+        found: list[fx.Node] = self.gm.graph.find_nodes(op="get_attr", target=name)
+        return found[0] if found else edit.add_constant(self.gm, name, make(), self.anchor)
 
     def emit(self, target: Any, *args: Any) -> fx.Node:
         """Insert the kernel call in front of the op it replaces."""

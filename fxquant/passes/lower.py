@@ -10,7 +10,7 @@ from fxquant.backends.schema import Backend
 from fxquant.graph import edit
 from fxquant.graph.edit import mark, marks
 from fxquant.kernels.site import Operand, Requantize, Site
-from fxquant.kernels.table import emitters
+from fxquant.kernels.table import Emitter, emitters
 from fxquant.passes.claims import ClaimedSite, claimed_sites
 from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, QUANTIZE
 from fxquant.spec import QuantSpec
@@ -42,8 +42,21 @@ class Lower:
                 continue
             _take_place(site, claimed, new)
             count += 1
+        if "quantize" in table:
+            _lower_quantize(gm, table["quantize"])
         edit.sweep(gm)
         return count
+
+
+def _lower_quantize(gm: fx.GraphModule, emit: Emitter) -> None:
+    """Let the kernel set's own kernel do the static quantizations that no other kernel took over."""
+    for node in gm.graph.find_nodes(op="call_function", target=QUANTIZE):
+        out = _static(node)
+        if out is not None:
+            new = emit(Site(gm, node, "quantize", {"x": Operand(node.args[0])}, {}, out))
+            if isinstance(new, fx.Node):
+                edit.mark(new, spec=marks(node).get("spec"))
+                edit.replace(node, new)
 
 
 def _take_place(site: Site, claimed: ClaimedSite, new: fx.Node) -> None:
@@ -85,11 +98,14 @@ def _dynamic(scale: fx.Node) -> bool:
 def _requantize(anchor: fx.Node) -> Requantize | None:
     """Return the static per-tensor quantize that is the only user of `anchor`."""
     users = list(anchor.users)
-    if len(users) != 1 or users[0].target is not QUANTIZE:
-        return None
-    _, scale, zero_point, axis, qmin, qmax, dtype = users[0].args
+    return _static(users[0]) if len(users) == 1 and users[0].target is QUANTIZE else None
+
+
+def _static(q: fx.Node) -> Requantize | None:
+    """Return the parameters of a quantize node whose one scale is a constant."""
+    _, scale, zero_point, axis, qmin, qmax, dtype = q.args
     if not (edit.is_constant(scale) and edit.is_constant(zero_point)) or axis is not None:
         return None
     assert isinstance(scale, fx.Node) and isinstance(zero_point, fx.Node)
     assert isinstance(qmin, int) and isinstance(qmax, int) and isinstance(dtype, torch.dtype)
-    return Requantize(users[0], scale, zero_point, qmin, qmax, dtype)
+    return Requantize(q, scale, zero_point, qmin, qmax, dtype)

@@ -77,5 +77,18 @@ def test_description_adds_up_products_and_lists_what_is_no_product():
     assert describe_kernels(ran) == "4 × aten::bmm, 3 × aten::_int_mm, 3 × fxquant::embedding"
 
 
+def test_an_own_linear_that_calls_no_product_is_compiled_integer_code():
+    ran = Counter({"fxquant::x86_packed_linear_int8": 5, "fxquant::quantize": 2})
+    assert integer_products(ran) == {"fxquant::x86_packed_linear_int8": 5}
+    assert other_kernels(ran) == {"fxquant::quantize": 2}
+
+
+def test_the_same_op_on_a_machine_without_compiler_is_not():
+    ran = Counter({"fxquant::x86_packed_linear_int8": 5, "fxquant::x86_packed_linear_int8 > aten::matmul": 5})
+    assert not integer_products(ran)
+    assert float_products(ran) == {"fxquant::x86_packed_linear_int8 > aten::matmul": 5}
+    assert describe_kernels(ran) == "5 × aten::matmul"
+
+
 def test_description_of_nothing():
     assert describe_kernels(kernels_that_ran(lambda: X + 1)) == "no product of matrices ran"

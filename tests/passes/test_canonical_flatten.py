@@ -21,7 +21,7 @@ NEAR_MISSES = [
     ("other-leading-axes", lambda x, w, b: linear(x.view(-1, 6), w, b).view(x.shape[1], x.shape[0], 5)),
     ("rows-split", lambda x, w, b: linear(x.view(-1, 6), w, b).view(x.shape[0], x.shape[1] * 5)),
     ("columns-regrouped", lambda x, w, b: linear(x.reshape(x.shape[0], -1, 6), w, b).view(x.shape[0], 5, -1)),
-    ("two-to-a-row", lambda x, w, b: linear(torch.cat([x, x], -1).view(-1, 6), w, b).view(x.shape[0], -1, 10)),
+    ("two-to-a-row", lambda x, w, b: linear(torch.cat([x, x], -1).view(-1, 6), w, b).view(*x.shape[:2], 10)),
     ("never-restored", lambda x, w, b: linear(x.view(-1, 6), w, b)),
     ("product-read-twice", lambda x, w, b: (y := linear(x.view(-1, 6), w, b)).view(x.shape[0], -1, 5) * y.sum()),
 ]

@@ -1,16 +1,61 @@
-"""The x86 kernel set, on the integer GEMMs that ship with torch."""
+"""The x86 kernel set: our own C++ kernels on packed weights, or torch's integer GEMMs where those cannot be had."""
 
 import torch
+from torch import fx
 
-from fxquant.kernels.emit import embedding_emitter, linear_emitter
+from fxquant.graph import edit
+from fxquant.kernels.emit import activation_of, embedding_emitter, linear_emitter
+from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import emitter
-from fxquant.kernels.x86 import dynamic, linear, weight_only
+from fxquant.kernels.x86 import dynamic, linear, native, weight_only
+from fxquant.kernels.x86.packed import column_sums, pack
 
 __all__ = ["dynamic", "linear", "weight_only"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 
-emitter("x86", "linear_int8")(
-    linear_emitter(ops.x86_linear_int8.default, ops.x86_linear_weight_int8.default, ops.x86_linear_dynamic_int8.default)
+_torch_linear = linear_emitter(
+    ops.x86_linear_int8.default, ops.x86_linear_weight_int8.default, ops.x86_linear_dynamic_int8.default
 )
-emitter("x86", "embedding_int8")(embedding_emitter(ops.x86_embedding_int8.default))
+_torch_embedding = embedding_emitter(ops.x86_embedding_int8.default)
+_rows_embedding = embedding_emitter(ops.x86_rows_embedding_int8.default)
+
+
+@emitter("x86", "linear_int8")
+def emit_linear(site: Site) -> fx.Node | str:
+    """Emit a linear on a packed weight; weight-only sites multiply in float and have no packed kernel."""
+    x = site.read("x")
+    if x.quantized is None or x.spec is None or not native.available():
+        return _torch_linear(site)
+    weight = _packed_weight(site, site.read("weight"))
+    tail = (*weight, site.float_value("bias"), site.float_value("residual"), activation_of(site))
+    if x.source is not None and x.spec.granularity == "per-token" and site.requantize is None:
+        scheme = (x.spec.dtype, x.spec.symmetric, x.spec.range)
+        return site.emit(ops.x86_packed_linear_dynamic_int8.default, x.source, *tail, *scheme)
+    quantized = (x.quantized, x.scale, x.zero_point)
+    return site.emit(ops.x86_packed_linear_int8.default, *quantized, *tail, *site.output_arguments())
+
+
+@emitter("x86", "embedding_int8")
+def emit_embedding(site: Site) -> fx.Node | str:
+    """Emit a look-up of int8 rows."""
+    return _rows_embedding(site) if native.available() else _torch_embedding(site)
+
+
+@emitter("x86", "quantize")
+def emit_quantize(site: Site) -> fx.Node | str:
+    """Emit a static per-tensor quantize that no kernel took over."""
+    out = site.requantize
+    if out is None or not native.available():
+        return "torch's own ops quantize"
+    source = site.read("x").value
+    return site.emit(ops.x86_quantize.default, source, out.scale, out.zero_point, out.qmin, out.qmax, out.dtype)
+
+
+def _packed_weight(site: Site, weight: Operand) -> tuple[fx.Node, fx.Node, fx.Node]:
+    """Return nodes of the packed weight, its scale and its column sums; a tied weight is packed once."""
+    assert weight.quantized is not None and weight.scale is not None, "a claimed weight is quantized"
+    integers = edit.get_tensor(site.gm, weight.quantized)
+    name = str(weight.quantized.target)
+    packed = site.constant(f"{name}_packed", lambda: pack(integers))
+    return packed, weight.scale, site.constant(f"{name}_sum", lambda: column_sums(integers))

@@ -1,4 +1,8 @@
-"""Which integer instructions the x86 kernels may use: decided once, by asking the machine."""
+"""Which integer instructions the x86 kernels use: decided once, by asking the machine, or forced by a variable.
+
+`avx512_vnni` and `avx2` are our own C++ kernels; `onednn` is torch's integer GEMMs, where they are exact; `portable`
+is exact products in float32 blocks.
+"""
 
 import os
 from functools import cache
@@ -8,21 +12,28 @@ import torch
 from fxquant.errors import ConfigError, suggest
 
 VARIABLE = "FXQUANT_X86_ISA"
-CHOICES = ("portable", "vnni")
+NATIVE = ("avx512_vnni", "avx2")
+TORCH = ("onednn", "portable")
+
+
+def forced_isa() -> str | None:
+    """Return what FXQUANT_X86_ISA forces, or None; an unknown name is a `ConfigError`."""
+    forced = os.environ.get(VARIABLE) or None
+    if forced is not None and forced not in NATIVE + TORCH:
+        raise ConfigError(f"{VARIABLE} = {forced!r} is not known: {suggest(forced, NATIVE + TORCH)}")
+    return forced
 
 
 @cache
 def isa() -> str:
-    """Return "vnni" where oneDNN's 8-bit GEMMs are exact on this machine, else "portable".
+    """Return "onednn" where torch's 8-bit GEMMs are exact on this machine, else "portable".
 
-    The environment variable FXQUANT_X86_ISA forces one of them; it is read at the first call only.
+    FXQUANT_X86_ISA forces one of them; it is read at the first call only.
     """
-    forced = os.environ.get(VARIABLE)
-    if forced is not None:
-        if forced not in CHOICES:
-            raise ConfigError(f"{VARIABLE} = {forced!r} is not known: {suggest(forced, CHOICES)}")
+    forced = forced_isa()
+    if forced in TORCH:
         return forced
-    return "vnni" if torch.cpu._is_vnni_supported() and _gemms_are_exact() else "portable"
+    return "onednn" if torch.cpu._is_vnni_supported() and _gemms_are_exact() else "portable"
 
 
 def _gemms_are_exact() -> bool:

@@ -16,10 +16,10 @@ def on_isa(monkeypatch):
     isa.cache_clear()
 
 
-@pytest.fixture(params=["portable", "vnni"])
+@pytest.fixture(params=["portable", "onednn"])
 def each_isa(request, on_isa):
     """Run the test on the portable kernels and, where this machine is exact with them, on oneDNN's."""
-    if request.param == "vnni" and isa() != "vnni":
+    if request.param == "onednn" and isa() != "onednn":
         pytest.skip("oneDNN's 8-bit GEMMs saturate on this machine")
     on_isa(request.param)
     return request.param

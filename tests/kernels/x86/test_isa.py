@@ -9,13 +9,13 @@ from fxquant.kernels.x86.isa import isa
 def test_the_environment_forces_an_isa_once(on_isa, monkeypatch):
     on_isa("portable")
     assert isa() == "portable"
-    monkeypatch.setenv("FXQUANT_X86_ISA", "vnni")
+    monkeypatch.setenv("FXQUANT_X86_ISA", "onednn")
     assert isa() == "portable"
 
 
 def test_an_unknown_isa_names_the_known_ones(on_isa):
-    on_isa("vnnii")
-    with pytest.raises(ConfigError, match="FXQUANT_X86_ISA = 'vnnii' is not known: did you mean 'vnni'"):
+    on_isa("onedn")
+    with pytest.raises(ConfigError, match="FXQUANT_X86_ISA = 'onedn' is not known: did you mean 'onednn'"):
         isa()
 
 

@@ -1,0 +1,232 @@
+// The torch ops over the core: checks, packing's shapes, and the split of the work over torch's threads.
+#include <ATen/Parallel.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <functional>
+#include <string_view>
+#include <vector>
+
+#include "core.h"
+
+namespace {
+
+using at::Tensor;
+using std::optional;
+using std::string_view;
+
+const fxq::Isa& isa() {
+  const fxq::Isa* chosen = fxq::isa();
+  TORCH_CHECK(chosen, "fxquant: this CPU has neither avx512_vnni nor avx2");
+  return *chosen;
+}
+
+fxq::Activation activation_of(string_view name) {
+  if (name == "none") return fxq::Activation::none;
+  if (name == "relu") return fxq::Activation::relu;
+  if (name == "gelu") return fxq::Activation::gelu;
+  if (name == "gelu_tanh") return fxq::Activation::gelu_tanh;
+  TORCH_CHECK(name == "silu", "fxquant: unknown activation '", name, "'; known: none, relu, gelu, gelu_tanh, silu");
+  return fxq::Activation::silu;
+}
+
+fxq::RowScheme scheme_of(string_view dtype, bool symmetric, string_view range) {
+  const bool is_signed = dtype == "int8", full = range == "full";
+  TORCH_CHECK(is_signed || dtype == "uint8", "fxquant: activations are int8 or uint8, not ", dtype);
+  fxq::RowScheme scheme{symmetric, is_signed ? -128 : 0, is_signed ? 127 : 255, is_signed ? 0 : 128, 0.0f,
+                        is_signed ? 128 : 0};
+  if (symmetric && is_signed && !full) scheme.qmin = -127;
+  const float half = static_cast<float>(scheme.qmax - scheme.qmin) / 2;
+  scheme.divisor = symmetric && !(is_signed && full) ? static_cast<float>(scheme.qmax - scheme.middle) : half;
+  return scheme;
+}
+
+// Rows that one thread takes at a time: few enough that their bytes stay in its L2 cache, a multiple of every tile.
+constexpr int64_t kChunk = 96;
+// Below this many multiply-accumulates waking a second thread costs more than it gives.
+constexpr int64_t kSerial = int64_t{1} << 21;
+
+struct Plan {
+  int64_t rows, k, n, depths, blocks, threads;
+  bool by_rows;
+
+  Plan(const Tensor& x, const Tensor& packed, const Tensor& weight_sum)
+      : k(x.size(-1)), n(weight_sum.numel()), depths(packed.size(1)), blocks(packed.size(0)) {
+    TORCH_CHECK(packed.dim() == 4 && packed.is_contiguous(), "fxquant: the weight is not packed");
+    TORCH_CHECK((k + 3) / 4 == depths, "fxquant: x has ", k, " features, the weight ", depths * 4, " or up to 3 fewer");
+    rows = k ? x.numel() / k : 0;
+    threads = rows * n * k < kSerial ? 1 : at::get_num_threads();
+    by_rows = rows >= 24 * threads;
+  }
+};
+
+void over(int64_t threads, int64_t count, const std::function<void(int64_t, int64_t)>& work) {
+  if (threads == 1) return work(0, count);
+  at::parallel_for(0, count, (count + threads - 1) / threads, work);
+}
+
+// Fill what does not depend on the rows.
+fxq::Linear linear_of(const Plan& plan, const Tensor& packed, const Tensor& weight_scale, const Tensor& weight_sum,
+                      const optional<Tensor>& bias, const optional<Tensor>& residual, string_view activation) {
+  fxq::Linear op{};
+  op.weight = packed.const_data_ptr<int8_t>();
+  op.n = plan.n;
+  op.depths = plan.depths;
+  op.weight_scale = weight_scale.const_data_ptr<float>();
+  op.per_column = weight_scale.numel() > 1;
+  op.weight_sum = weight_sum.const_data_ptr<int32_t>();
+  op.bias = bias ? bias->const_data_ptr<float>() : nullptr;
+  op.residual = residual ? residual->const_data_ptr<float>() : nullptr;
+  op.activation = activation_of(activation);
+  return op;
+}
+
+Tensor output_like(const Tensor& x, int64_t n, at::ScalarType dtype) {
+  auto shape = x.sizes().vec();
+  shape.back() = n;
+  return at::empty(shape, x.options().dtype(dtype));
+}
+
+optional<Tensor> expanded(const optional<Tensor>& residual, const Tensor& y) {
+  if (!residual) return residual;
+  return residual->expand(y.sizes()).contiguous();
+}
+
+optional<Tensor> contiguous(const optional<Tensor>& tensor) {
+  return tensor ? optional<Tensor>(tensor->contiguous()) : tensor;
+}
+
+Tensor linear_dynamic(const Tensor& x_, const Tensor& packed, const Tensor& weight_scale, const Tensor& weight_sum,
+                      const optional<Tensor>& bias, const optional<Tensor>& residual, string_view activation,
+                      string_view dtype, bool symmetric, string_view range) {
+  const Tensor x = x_.contiguous();
+  const Plan plan(x, packed, weight_sum);
+  Tensor y = output_like(x, plan.n, at::kFloat);
+  if (!y.numel()) return y;
+  const auto bias_held = contiguous(bias), residual_held = expanded(residual, y);
+  fxq::Linear op = linear_of(plan, packed, weight_scale, weight_sum, bias_held, residual_held, activation);
+  const fxq::RowScheme scheme = scheme_of(dtype, symmetric, range);
+  op.x_stride = plan.depths * fxq::kDepth;
+  op.per_row = 1;
+  const float* values = x.const_data_ptr<float>();
+  float* out = y.data_ptr<float>();
+  const fxq::Isa& kernels = isa();
+
+  // Quantize some rows into this thread's buffer, then multiply them with some blocks of columns.
+  const auto run = [&](int64_t row, int64_t rows, int64_t block, int64_t block_end) {
+    thread_local std::vector<uint8_t> bytes;
+    thread_local std::vector<float> scales(kChunk);
+    thread_local std::vector<int32_t> zero_points(kChunk);
+    bytes.resize(std::max<size_t>(bytes.size(), kChunk * op.x_stride + 64));
+    kernels.quantize_rows(values + row * plan.k, rows, plan.k, scheme, bytes.data(), op.x_stride, scales.data(),
+                          zero_points.data());
+    fxq::Linear part = op;
+    part.x = bytes.data();
+    part.x_scale = scales.data();
+    part.x_zero_point = zero_points.data();
+    part.y = out + row * plan.n;
+    if (op.residual) part.residual = op.residual + row * plan.n;
+    kernels.linear(part, 0, rows, block, block_end);
+  };
+  const auto chunks = [&](int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
+    for (int64_t r = row; r < row_end; r += kChunk) run(r, std::min(kChunk, row_end - r), block, block_end);
+  };
+  if (plan.by_rows) {
+    over(plan.threads, plan.rows, [&](int64_t a, int64_t b) { chunks(a, b, 0, plan.blocks); });
+  } else {
+    over(plan.threads, plan.blocks, [&](int64_t a, int64_t b) { chunks(0, plan.rows, a, b); });
+  }
+  return y;
+}
+
+Tensor linear_static(const Tensor& x_, const Tensor& x_scale, const Tensor& x_zero_point, const Tensor& packed,
+                     const Tensor& weight_scale, const Tensor& weight_sum, const optional<Tensor>& bias,
+                     const optional<Tensor>& residual, string_view activation, const optional<Tensor>& out_scale,
+                     const optional<Tensor>& out_zero_point, int64_t out_qmin, int64_t out_qmax,
+                     at::ScalarType out_dtype) {
+  Tensor x = x_.contiguous();
+  const Plan plan(x, packed, weight_sum);
+  Tensor y = output_like(x, plan.n, out_scale ? out_dtype : at::kFloat);
+  if (!y.numel()) return y;
+  const int32_t shift = x.scalar_type() == at::kChar ? 128 : 0;
+  if (shift) x = x.view(at::kByte).bitwise_xor(128);  // s8 → u8 + 128
+  if (plan.k % fxq::kDepth) x = at::constant_pad_nd(x, {0, plan.depths * fxq::kDepth - plan.k});
+  const Tensor scales = x_scale.contiguous(), zero_points = x_zero_point.add(shift).contiguous();
+  const auto bias_held = contiguous(bias), residual_held = expanded(residual, y);
+  fxq::Linear op = linear_of(plan, packed, weight_scale, weight_sum, bias_held, residual_held, activation);
+  op.x = x.const_data_ptr<uint8_t>();
+  op.x_stride = plan.depths * fxq::kDepth;
+  op.x_scale = scales.const_data_ptr<float>();
+  op.x_zero_point = zero_points.const_data_ptr<int32_t>();
+  op.per_row = scales.numel() > 1;
+  if (out_scale) {
+    op.y_q = static_cast<uint8_t*>(y.data_ptr());
+    op.out_scale = out_scale->item<float>();
+    op.out_zero_point = out_zero_point->item<int32_t>();
+    op.out_qmin = static_cast<int32_t>(out_qmin);
+    op.out_qmax = static_cast<int32_t>(out_qmax);
+  } else {
+    op.y = y.data_ptr<float>();
+  }
+  const fxq::Isa& kernels = isa();
+  if (plan.by_rows) {
+    over(plan.threads, plan.rows, [&](int64_t a, int64_t b) {
+      for (int64_t r = a; r < b; r += kChunk) kernels.linear(op, r, std::min(b, r + kChunk), 0, plan.blocks);
+    });
+  } else {
+    over(plan.threads, plan.blocks, [&](int64_t a, int64_t b) { kernels.linear(op, 0, plan.rows, a, b); });
+  }
+  return y;
+}
+
+Tensor quantize_tensor(const Tensor& x_, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
+                       at::ScalarType dtype) {
+  const Tensor x = x_.contiguous();
+  Tensor q = at::empty(x.sizes(), x.options().dtype(dtype));
+  const fxq::RowScheme scheme{false, static_cast<int32_t>(qmin), static_cast<int32_t>(qmax), 0, 1.0f, 0};
+  const float s = scale.item<float>();
+  const int32_t z = zero_point.item<int32_t>();
+  const float* values = x.const_data_ptr<float>();
+  uint8_t* bytes = static_cast<uint8_t*>(q.data_ptr());
+  over(x.numel() < 1 << 16 ? 1 : at::get_num_threads(), x.numel(),
+       [&](int64_t a, int64_t b) { isa().quantize_all(values + a, b - a, scheme, s, z, bytes + a); });
+  return q;
+}
+
+Tensor embedding(const Tensor& weight, const Tensor& weight_scale, const Tensor& indices_) {
+  const Tensor indices = indices_.to(at::kLong).contiguous();
+  auto shape = indices.sizes().vec();
+  const int64_t d = weight.size(1), count = indices.numel(), table = weight.size(0);
+  shape.push_back(d);
+  Tensor y = at::empty(shape, weight.options().dtype(at::kFloat));
+  const int64_t* index = indices.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < count; ++i)
+    TORCH_CHECK_INDEX(index[i] >= 0 && index[i] < table, "index ", index[i], " is out of range for a table of ", table);
+  const Tensor rows = weight.contiguous(), scales = weight_scale.contiguous();
+  const int8_t* bytes = rows.const_data_ptr<int8_t>();
+  const float* s = scales.const_data_ptr<float>();
+  float* out = y.data_ptr<float>();
+  over(count * d < 1 << 16 ? 1 : at::get_num_threads(), count, [&](int64_t a, int64_t b) {
+    isa().embedding(bytes, s, scales.numel() > 1, index + a, b - a, d, out + a * d);
+  });
+  return y;
+}
+
+// Use the named instruction set from now on, or, with an empty name, say which is in use.
+std::string use_isa(string_view name) {
+  if (!name.empty()) TORCH_CHECK(fxq::use(name), "fxquant: this CPU has no ", name);
+  return fxq::isa() ? fxq::isa()->name : "";
+}
+
+}  // namespace
+
+// The schemas are defined in Python (packed.py), where each op has an implementation that runs anywhere.
+TORCH_LIBRARY_FRAGMENT(fxquant, m) { m.def("x86_isa(str name) -> str", use_isa); }
+
+TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
+  m.impl("x86_packed_linear_dynamic_int8", linear_dynamic);
+  m.impl("x86_packed_linear_int8", linear_static);
+  m.impl("x86_quantize", quantize_tensor);
+  m.impl("x86_rows_embedding_int8", embedding);
+}

@@ -1,0 +1,72 @@
+// The arithmetic core of the x86 kernels: plain C++, no torch, one implementation per instruction set.
+//
+// Weights are packed in blocks of 64 columns, four depths interleaved: byte (b, d, c, i) of [N/64][K/4][64][4] holds
+// weight (row 64·b + c, depth 4·d + i) of the s8 [N, K] matrix; places beyond N or K are zero.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace fxq {
+
+constexpr int64_t kColumns = 64;  // columns of a packed block
+constexpr int64_t kDepth = 4;     // depths that one dot-product lane takes
+
+enum class Activation { none, relu, gelu, gelu_tanh, silu };
+
+// How a float row becomes bytes: q = clamp(round(x / S) + Z, qmin, qmax), stored as q + shift in u8.
+struct RowScheme {
+  bool symmetric;
+  int32_t qmin, qmax;
+  int32_t middle;  // Z of a symmetric scheme
+  float divisor;   // S = (high − low) / 2 / divisor, or max|x| / divisor where symmetric
+  int32_t shift;   // 128 for s8, 0 for u8
+};
+
+struct Linear {
+  // u8 activations [rows][stride], stride a multiple of 4, zero beyond K
+  const uint8_t* x;
+  int64_t x_stride;
+  const float* x_scale;         // one per row, or one
+  const int32_t* x_zero_point;  // of the stored u8 values
+  int64_t per_row;              // 1: scales per row, 0: one for all
+  // packed s8 weights
+  const int8_t* weight;
+  int64_t n, depths;  // columns, K/4 rounded up
+  const float* weight_scale;
+  int64_t per_column;         // 1: scales per column, 0: one for all
+  const int32_t* weight_sum;  // Σ_k weight, per column
+  // epilogue: activation(acc·sx·sw + bias) + residual
+  const float* bias;      // or null
+  const float* residual;  // [rows][n], or null
+  Activation activation;
+  float* y;     // [rows][n] float32, or null
+  uint8_t* y_q;  // [rows][n] bytes: clamp(round(y / out_scale) + out_zero_point, qmin, qmax), or null
+  float out_scale;
+  int32_t out_zero_point, out_qmin, out_qmax;
+};
+
+struct Isa {
+  const char* name;
+  // Quantize float rows [rows][k] to u8 [rows][stride]; writes one scale and stored zero point a row.
+  void (*quantize_rows)(const float* x, int64_t rows, int64_t k, const RowScheme& scheme, uint8_t* q, int64_t stride,
+                        float* scale, int32_t* zero_point);
+  // Quantize float values with one given scale and zero point (of the scheme, not shifted).
+  void (*quantize_all)(const float* x, int64_t count, const RowScheme& scheme, float scale, int32_t zero_point,
+                       uint8_t* q);
+  // Compute rows [row, row_end) of the columns of blocks [block, block_end).
+  void (*linear)(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
+  // y[i] = scale[index[i]]·table[index[i]], rows of d bytes.
+  void (*embedding)(const int8_t* table, const float* scale, int64_t per_row, const int64_t* index, int64_t count,
+                    int64_t d, float* y);
+};
+
+extern const Isa avx512_vnni;
+extern const Isa avx2;
+
+// The instruction set in use: the best this machine has, null if it has none, until `use` names another.
+const Isa* isa();
+// Switch to the instruction set of this name; false where the machine has it not.
+bool use(std::string_view name);
+
+}  // namespace fxq

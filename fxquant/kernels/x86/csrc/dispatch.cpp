@@ -1,0 +1,40 @@
+// Which instruction set runs: asked of the CPU once, unless one is named.
+#include <atomic>
+
+#include "core.h"
+
+namespace fxq {
+
+namespace {
+
+bool has_avx512_vnni() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+const Isa* best() {
+  __builtin_cpu_init();
+  return has_avx512_vnni() ? &avx512_vnni : has_avx2() ? &avx2 : nullptr;
+}
+
+std::atomic<const Isa*>& current() {
+  static std::atomic<const Isa*> isa{best()};
+  return isa;
+}
+
+}  // namespace
+
+const Isa* isa() { return current().load(std::memory_order_relaxed); }
+
+bool use(std::string_view name) {
+  const Isa* wanted = name == avx512_vnni.name && has_avx512_vnni() ? &avx512_vnni
+                      : name == avx2.name && has_avx2()             ? &avx2
+                                                                    : nullptr;
+  if (wanted) current().store(wanted);
+  return wanted != nullptr;
+}
+
+}  // namespace fxq

@@ -1,0 +1,138 @@
+// What follows the accumulators of a tile. Included inside the namespace of an instruction set, after V.
+#pragma once
+
+// eˣ to about 1 ulp: x = n·ln 2 + r, |r| ≤ ln 2 / 2, a Taylor polynomial of degree 7 in r, times 2ⁿ.
+inline V::F exponential(V::F x) {
+  x = V::min(V::max(x, V::set(-87.0f)), V::set(88.0f));
+  const V::I n = V::round(V::mul(x, V::set(1.44269504f)));
+  const V::F k = V::to_float(n);
+  V::F r = V::fma(k, V::set(-0.693359375f), x);
+  r = V::fma(k, V::set(2.12194440e-4f), r);
+  V::F p = V::set(1.0f / 5040);
+  for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = V::fma(p, r, V::set(c));
+  return V::mul(p, V::power_of_two(n));
+}
+
+// x·sigmoid(t)
+inline V::F gated(V::F x, V::F t) {
+  return V::div(x, V::add(V::set(1.0f), exponential(V::sub(V::set(0.0f), t))));
+}
+
+// x/2·(1 + erf(x/√2)). erf(x/√2)/x is a polynomial of degree 13 in u = 2·x²/5.2² − 1 on |x| ≤ 5.2, fitted to the least
+// greatest error of the result, which is 1e-6; beyond, erf is ±1 to 2e-7. Centring u keeps float32 Horner accurate.
+inline V::F gelu(V::F x) {
+  constexpr float reach = 5.2f;
+  constexpr float c[] = {-0.0007764850161038339f, 0.0023773780558258295f, -0.002937507815659046f,
+                         0.004010343924164772f,   -0.009084665216505527f, 0.016730207949876785f,
+                         -0.025239301845431328f,  0.03607754036784172f,   -0.04939768463373184f,
+                         0.06394783407449722f,    -0.07986397296190262f,  0.10005123168230057f,
+                         -0.13548724353313446f,   0.2718999683856964f};
+  const V::F t = V::min(V::max(x, V::set(-reach)), V::set(reach));
+  const V::F u = V::fma(V::mul(t, t), V::set(2 / (reach * reach)), V::set(-1.0f));
+  V::F p = V::set(c[0]);
+  for (int i = 1; i < 14; ++i) p = V::fma(p, u, V::set(c[i]));
+  // Beyond the reach x − t takes the value past ±1, where it is cut off.
+  const V::F e = V::min(V::max(V::fma(p, t, V::sub(x, t)), V::set(-1.0f)), V::set(1.0f));
+  const V::F half = V::mul(x, V::set(0.5f));
+  return V::fma(half, e, half);
+}
+
+template <Activation A>
+inline V::F activate(V::F x) {
+  if constexpr (A == Activation::relu) return V::max(x, V::set(0.0f));
+  if constexpr (A == Activation::gelu) return gelu(x);
+  if constexpr (A == Activation::silu) return gated(x, x);
+  if constexpr (A == Activation::gelu_tanh) {  // x/2·(1 + tanh(t)) = x·sigmoid(2t), t = √(2/π)·(x + 0.044715·x³)
+    const V::F inner = V::fma(V::mul(V::mul(x, x), V::set(0.044715f)), x, x);
+    return gated(x, V::mul(inner, V::set(1.5957691216f)));
+  }
+  return x;
+}
+
+// The constants of one block of columns, padded to 64.
+struct Columns {
+  alignas(64) float scale[kColumns];
+  alignas(64) float bias[kColumns];
+  alignas(64) int32_t sum[kColumns];
+  int64_t first, count;
+
+  Columns(const Linear& op, int64_t block) : first(block * kColumns) {
+    count = op.n - first < kColumns ? op.n - first : kColumns;
+    for (int64_t c = 0; c < kColumns; ++c) {
+      const bool inside = c < count;
+      scale[c] = inside ? op.weight_scale[(first + c) * op.per_column] : 0.0f;
+      bias[c] = inside && op.bias ? op.bias[first + c] : 0.0f;
+      sum[c] = inside ? op.weight_sum[first + c] : 0;
+    }
+  }
+};
+
+inline void store_quantized(const Linear& op, const float* y, uint8_t* q) {
+  const V::F s = V::set(op.out_scale);
+  const V::F least = V::set(static_cast<float>(op.out_qmin - op.out_zero_point));
+  const V::F greatest = V::set(static_cast<float>(op.out_qmax - op.out_zero_point));
+  for (int64_t c = 0; c < kColumns; c += V::lanes) {
+    const V::F v = V::min(V::max(V::div(V::load(y + c), s), least), greatest);
+    V::store_bytes(q + c, V::addi(V::round(v), V::seti(op.out_zero_point)));
+  }
+}
+
+// One row of a tile: y = activation(fma(acc − Z·Σw, sx·sw, bias)) + residual.
+template <Activation A>
+inline void finish_row(const Linear& op, const Columns& columns, int64_t row, const int32_t* acc) {
+  const float x_scale = op.x_scale[row * op.per_row];
+  const V::I zero_point = V::seti(op.x_zero_point[row * op.per_row]);
+  const int64_t place = row * op.n + columns.first;
+  const bool whole = columns.count == kColumns;
+  alignas(64) float local[kColumns];
+  alignas(64) uint8_t bytes[kColumns];
+  float* y = whole && op.y ? op.y + place : local;
+  const float* residual = op.residual ? op.residual + place : nullptr;
+  if (residual && !whole) {
+    std::memcpy(local, residual, columns.count * sizeof(float));
+    residual = local;
+  }
+  for (int64_t c = 0; c < kColumns; c += V::lanes) {
+    const V::I sum = V::muli(zero_point, V::loadi(columns.sum + c));
+    const V::F value = V::to_float(V::subi(V::loadi(acc + c), sum));
+    const V::F scale = V::mul(V::set(x_scale), V::load(columns.scale + c));
+    V::F v = activate<A>(V::fma(value, scale, V::load(columns.bias + c)));
+    if (residual) v = V::add(v, V::load(residual + c));
+    V::store(y + c, v);
+  }
+  if (op.y && !whole) std::memcpy(op.y + place, local, columns.count * sizeof(float));
+  if (op.y_q) {
+    store_quantized(op, y, whole ? op.y_q + place : bytes);
+    if (!whole) std::memcpy(op.y_q + place, bytes, columns.count);
+  }
+}
+
+template <Activation A>
+inline void finish_as(const Linear& op, const Columns& columns, int64_t row, int64_t rows, const int32_t* acc) {
+  for (int64_t r = 0; r < rows; ++r) finish_row<A>(op, columns, row + r, acc + r * kColumns);
+}
+
+inline void finish(const Linear& op, const Columns& columns, int64_t row, int64_t rows, const int32_t* acc) {
+  switch (op.activation) {
+    case Activation::none: return finish_as<Activation::none>(op, columns, row, rows, acc);
+    case Activation::relu: return finish_as<Activation::relu>(op, columns, row, rows, acc);
+    case Activation::gelu: return finish_as<Activation::gelu>(op, columns, row, rows, acc);
+    case Activation::gelu_tanh: return finish_as<Activation::gelu_tanh>(op, columns, row, rows, acc);
+    case Activation::silu: return finish_as<Activation::silu>(op, columns, row, rows, acc);
+  }
+}
+
+// Rows by blocks of columns; `tile` gives the int32 products of some rows with one packed block.
+template <int64_t kRows, class Tile>
+inline void linear_with(Tile tile, const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
+  alignas(64) int32_t acc[kRows * kColumns];
+  for (int64_t b = block; b < block_end; ++b) {
+    const Columns columns(op, b);
+    const int8_t* weight = op.weight + b * op.depths * kDepth * kColumns;
+    for (int64_t r = row; r < row_end; r += kRows) {
+      const int64_t rows = row_end - r < kRows ? row_end - r : kRows;
+      tile(rows, op.x + r * op.x_stride, op.x_stride, weight, op.depths, acc);
+      finish(op, columns, r, rows, acc);
+    }
+  }
+}

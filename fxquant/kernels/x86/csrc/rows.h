@@ -1,0 +1,86 @@
+// Quantizing float rows. Included inside the namespace of an instruction set, after its vector type V.
+#pragma once
+
+constexpr float kSmallestScale = 0x1p-120f;  // as fxquant/numerics.py
+
+inline float clamp(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
+
+// The range of a row, zero included.
+inline void row_range(const float* x, int64_t k, float& low, float& high) {
+  V::F least = V::set(0.0f), greatest = V::set(0.0f);
+  int64_t i = 0;
+  for (; i + V::lanes <= k; i += V::lanes) {
+    const V::F v = V::load(x + i);
+    least = V::min(least, v);
+    greatest = V::max(greatest, v);
+  }
+  low = V::least(least);
+  high = V::greatest(greatest);
+  for (; i < k; ++i) {
+    low = x[i] < low ? x[i] : low;
+    high = x[i] > high ? x[i] : high;
+  }
+}
+
+// S and Z as fxquant/numerics.py computes them, operation by operation.
+inline void row_qparams(float low, float high, const RowScheme& scheme, float& scale, int32_t& zero_point) {
+  if (scheme.symmetric) {
+    scale = (-low > high ? -low : high) / scheme.divisor;
+    zero_point = scheme.middle;
+  } else {
+    scale = (high / 2 - low / 2) / scheme.divisor;
+    const float floor = scale > kSmallestScale ? scale : kSmallestScale;
+    const float z = std::nearbyint(static_cast<float>(scheme.qmin) - low / floor);
+    zero_point = static_cast<int32_t>(
+        clamp(z, static_cast<float>(scheme.qmin), static_cast<float>(scheme.qmax)));
+  }
+  scale = scale > 0 ? (scale > kSmallestScale ? scale : kSmallestScale) : 1.0f;
+}
+
+// q = clamp(round(x / S) + Z, qmin, qmax) + shift. The quotient is clamped before it is rounded, which is the same
+// since the bounds are whole numbers, and keeps the conversion in range.
+inline void quantize_span(const float* x, int64_t k, const RowScheme& scheme, float scale, int32_t zero_point,
+                          uint8_t* q) {
+  const float low = static_cast<float>(scheme.qmin - zero_point), high = static_cast<float>(scheme.qmax - zero_point);
+  const int32_t offset = zero_point + scheme.shift;
+  const V::F s = V::set(scale), least = V::set(low), greatest = V::set(high);
+  const V::I add = V::seti(offset);
+  int64_t i = 0;
+  for (; i + V::lanes <= k; i += V::lanes) {
+    const V::F v = V::min(V::max(V::div(V::load(x + i), s), least), greatest);
+    V::store_bytes(q + i, V::addi(V::round(v), add));
+  }
+  for (; i < k; ++i) {
+    const float v = clamp(x[i] / scale, low, high);
+    q[i] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(v)) + offset);
+  }
+}
+
+inline void quantize_rows(const float* x, int64_t rows, int64_t k, const RowScheme& scheme, uint8_t* q, int64_t stride,
+                          float* scale, int32_t* zero_point) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float low, high;
+    int32_t z;
+    row_range(x + r * k, k, low, high);
+    row_qparams(low, high, scheme, scale[r], z);
+    quantize_span(x + r * k, k, scheme, scale[r], z, q + r * stride);
+    for (int64_t i = k; i < stride; ++i) q[r * stride + i] = 0;
+    zero_point[r] = z + scheme.shift;
+  }
+}
+
+inline void quantize_all(const float* x, int64_t count, const RowScheme& scheme, float scale, int32_t zero_point,
+                         uint8_t* q) {
+  quantize_span(x, count, scheme, scale, zero_point, q);
+}
+
+inline void embedding(const int8_t* table, const float* scale, int64_t per_row, const int64_t* index, int64_t count,
+                      int64_t d, float* y) {
+  for (int64_t r = 0; r < count; ++r, y += d) {
+    const int8_t* row = table + index[r] * d;
+    const float s = scale[index[r] * per_row];
+    int64_t i = 0;
+    for (; i + V::lanes <= d; i += V::lanes) V::store(y + i, V::mul(V::bytes(row + i), V::set(s)));
+    for (; i < d; ++i) y[i] = static_cast<float>(row[i]) * s;
+  }
+}

@@ -1,0 +1,47 @@
+// Eight float lanes. Included inside the namespace of an instruction set.
+#pragma once
+
+struct V {
+  static constexpr int64_t lanes = 8;
+  using F = __m256;
+  using I = __m256i;
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  static F set(float v) { return _mm256_set1_ps(v); }
+  static I seti(int32_t v) { return _mm256_set1_epi32(v); }
+  static I loadi(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static F bytes(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static I subi(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static I addi(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I muli(I a, I b) { return _mm256_mullo_epi32(a, b); }
+  static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
+  static I round(F v) { return _mm256_cvtps_epi32(v); }  // half to even
+  static F power_of_two(I n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, seti(127)), 23)); }
+  static void store_bytes(uint8_t* p, I v) {
+    // The low byte of each lane: gather within the halves, then put the halves side by side.
+    const __m256i low = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
+                                         0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i packed = _mm256_shuffle_epi8(v, low);
+    const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), both);
+  }
+  static float least(F v) { return fold(v, _mm_min_ps); }
+  static float greatest(F v) { return fold(v, _mm_max_ps); }
+
+ private:
+  template <class Op>
+  static float fold(F v, Op op) {
+    __m128 half = op(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = op(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(op(half, _mm_shuffle_ps(half, half, 1)));
+  }
+};

@@ -1,0 +1,34 @@
+// Sixteen float lanes. Included inside the namespace of an instruction set.
+#pragma once
+
+struct V {
+  static constexpr int64_t lanes = 16;
+  using F = __m512;
+  using I = __m512i;
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static F set(float v) { return _mm512_set1_ps(v); }
+  static I seti(int32_t v) { return _mm512_set1_epi32(v); }
+  static I loadi(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static F bytes(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static I subi(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static I addi(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I muli(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+  static I round(F v) { return _mm512_cvtps_epi32(v); }  // half to even
+  static F power_of_two(I n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, seti(127)), 23)); }
+  static void store_bytes(uint8_t* p, I v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+  }
+  static float least(F v) { return _mm512_reduce_min_ps(v); }
+  static float greatest(F v) { return _mm512_reduce_max_ps(v); }
+};

@@ -1,0 +1,109 @@
+"""Our own C++ kernels: compiled at first use, kept in a cache, and put behind the `fxquant::x86_packed_*` ops.
+
+Where they cannot be had (another processor, no compiler, a failed build) a warning says so once, and lowering takes
+torch's integer GEMMs instead; the ledger names the kernels it took.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+import warnings
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fxquant.errors import FxQuantWarning
+from fxquant.kernels.x86 import packed
+from fxquant.kernels.x86.isa import NATIVE, forced_isa
+
+__all__ = ["available", "packed", "use_isa"]
+
+SOURCES = Path(str(files("fxquant.kernels.x86"))) / "csrc"
+CACHE = "FXQUANT_CACHE"
+FLAGS = ["-O3", "-std=c++20", "-fopenmp"]
+
+
+@cache
+def available() -> bool:
+    """Load the C++ kernels, building them first where the cache has none; say whether they can be used here."""
+    forced = forced_isa()
+    if platform.machine() not in ("x86_64", "AMD64") or (forced is not None and forced not in NATIVE):
+        return False
+    try:
+        torch.ops.load_library(_library())  # type: ignore[no-untyped-call]
+        chosen = use_isa(forced or "")
+    except (OSError, RuntimeError, ImportError) as error:
+        reason = _first_line(error)
+        warnings.warn(
+            f"the C++ kernels cannot be used, so x86 runs on torch's slower integer GEMMs: {reason}",
+            FxQuantWarning,
+            stacklevel=3,
+        )
+        return False
+    return bool(chosen)
+
+
+def use_isa(name: str) -> str:
+    """Switch the C++ kernels to the instruction set called `name` ("" leaves it), and return the one in use.
+
+    Raises:
+        RuntimeError: this CPU has it not.
+    """
+    chosen: str = torch.ops.fxquant.x86_isa(name)
+    return chosen
+
+
+def cache_folder() -> Path:
+    """Return where built kernels are kept: $FXQUANT_CACHE, else fxquant in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fxquant"
+    return Path(os.environ.get(CACHE) or default)
+
+
+def _library() -> Path:
+    """Return the built library for these sources, this torch and this compiler's flags."""
+    digest = hashlib.sha256(repr((torch.__version__, torch.compiled_with_cxx11_abi(), FLAGS)).encode())
+    sources = sorted(SOURCES.iterdir())
+    for source in sources:
+        digest.update(source.name.encode() + source.read_bytes())
+    library = cache_folder() / f"fxquant_x86_{digest.hexdigest()[:16]}.so"
+    if not library.exists():
+        _build([str(source) for source in sources if source.suffix == ".cpp"], library)
+    return library
+
+
+def _build(sources: list[str], library: Path) -> None:
+    """Compile into a folder of this process's own, then rename: two processes cannot meet half a file."""
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        raise OSError(f"no C++ compiler: {compiler!r} is not found; install g++, or set CXX")
+    from torch.utils.cpp_extension import load  # noqa: PLC0415  takes half a second, and is needed once
+
+    library.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    with (
+        tempfile.TemporaryDirectory(dir=library.parent) as folder,
+        console.status("fxquant: compiling the x86 kernels (once, about 20 seconds)"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        load(
+            "fxquant_x86",
+            sources,
+            extra_cflags=FLAGS,
+            extra_ldflags=["-fopenmp"],
+            build_directory=folder,
+            is_python_module=False,
+        )
+        os.replace(Path(folder) / "fxquant_x86.so", library)  # noqa: PTH105  Path.replace is not atomic on all systems
+
+
+def _first_line(error: Exception) -> str:
+    """Return the line of a compiler's output that says what is wrong."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if " error: " in line or "fatal" in line]
+    return (telling or lines or [type(error).__name__])[0]

@@ -1,0 +1,153 @@
+"""`fxquant::x86_packed_*`: the ops that our own C++ kernels run, and what they mean where no compiler made those.
+
+A weight is packed once, on lowering, into a plain int8 tensor [N/64, K/4, 64, 4]: element (b, d, c, i) is
+weight[64·b + c, 4·d + i], and zero beyond N or K. The implementations here unpack and call the reference, so a
+lowered graph runs on any machine; native.py puts the C++ ones before them on CPUs that have them.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fxquant.kernels import qdq
+from fxquant.kernels.library import define
+from fxquant.kernels.reference import embedding as reference_embedding
+from fxquant.kernels.reference import linear as reference
+
+COLUMNS, DEPTH = 64, 4
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Return an int8 weight (N, K) in blocks [N/64, K/4, 64, 4]."""
+    n, k = weight.shape
+    padded = functional.pad(weight, (0, -k % DEPTH, 0, -n % COLUMNS))
+    blocks = padded.reshape(-1, COLUMNS, padded.shape[1] // DEPTH, DEPTH)
+    return blocks.permute(0, 2, 1, 3).contiguous()
+
+
+def unpack(packed: Tensor, n: int, k: int) -> Tensor:
+    """Return the int8 weight (n, k) that `pack` took."""
+    blocks, depths, _, _ = packed.shape
+    return packed.permute(0, 2, 1, 3).reshape(blocks * COLUMNS, depths * DEPTH)[:n, :k].contiguous()
+
+
+def column_sums(weight: Tensor) -> Tensor:
+    """Return Σ_k weight[n, k] as int32 (N,), which the zero point of the activations is multiplied with."""
+    return weight.sum(dim=1, dtype=torch.int32)
+
+
+def linear_dynamic_int8(
+    x: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    weight_sum: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    dtype: str,
+    symmetric: bool,
+    range: str,
+) -> Tensor:
+    """Return activation(x·wᵀ + bias) + residual, (…, N) float32, for float32 x (…, K) quantized per token."""
+    scale, zero_point = qdq.choose_qparams(x, dtype, "per-token", None, symmetric, range)
+    spec = qdq.dynamic_spec(dtype, "per-token", None, symmetric, range)
+    q = qdq.quantize(x, scale, zero_point, None, spec.qmin, spec.qmax, spec.format.torch_dtype)
+    weight = unpack(packed, weight_sum.shape[0], x.shape[-1])
+    epilogue = (bias, residual, activation, None, None, 0, 0, torch.float32)
+    return reference.linear_int8(q, scale, zero_point, weight, weight_scale, *epilogue)
+
+
+def linear_int8(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    weight_sum: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_scale: Tensor | None,
+    out_zero_point: Tensor | None,
+    out_qmin: int,
+    out_qmax: int,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """Return what the reference `linear_int8` does, with a float32 bias, from a packed weight."""
+    weight = unpack(packed, weight_sum.shape[0], x.shape[-1])
+    epilogue = (bias, residual, activation, out_scale, out_zero_point, out_qmin, out_qmax, out_dtype)
+    return reference.linear_int8(x, x_scale, x_zero_point, weight, weight_scale, *epilogue)
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
+    """Return `fxquant::quantize` of float32 x with one scale for all of it."""
+    return qdq.quantize(x, scale, zero_point, None, qmin, qmax, dtype)
+
+
+def embedding_int8(weight: Tensor, weight_scale: Tensor, indices: Tensor) -> Tensor:
+    """Return what the reference `embedding_int8` does."""
+    return reference_embedding.embedding_int8(weight, weight_scale, indices)
+
+
+def _fake_dynamic(
+    x: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    weight_sum: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    dtype: str,
+    symmetric: bool,
+    range: str,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight_sum.shape[0]), dtype=torch.float32)
+
+
+def _fake_linear(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    weight_sum: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_scale: Tensor | None,
+    out_zero_point: Tensor | None,
+    out_qmin: int,
+    out_qmax: int,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    dtype = torch.float32 if out_scale is None else out_dtype
+    return x.new_empty((*x.shape[:-1], weight_sum.shape[0]), dtype=dtype)
+
+
+def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+define(
+    "x86_packed_linear_dynamic_int8(Tensor x, Tensor packed, Tensor weight_scale, Tensor weight_sum, Tensor? bias, "
+    "Tensor? residual, str activation, str dtype, bool symmetric, str range) -> Tensor",
+    linear_dynamic_int8,
+    _fake_dynamic,
+)
+define(
+    "x86_packed_linear_int8(Tensor x, Tensor x_scale, Tensor x_zero_point, Tensor packed, Tensor weight_scale, "
+    "Tensor weight_sum, Tensor? bias, Tensor? residual, str activation, Tensor? out_scale, Tensor? out_zero_point, "
+    "int out_qmin, int out_qmax, ScalarType out_dtype) -> Tensor",
+    linear_int8,
+    _fake_linear,
+)
+define(
+    "x86_quantize(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax, ScalarType dtype) -> Tensor",
+    quantize,
+    _fake_quantize,
+)
+define(
+    "x86_rows_embedding_int8(Tensor weight, Tensor weight_scale, Tensor indices) -> Tensor",
+    embedding_int8,
+    reference_embedding.fake_embedding_int8,
+)

@@ -1,0 +1,54 @@
+"""Building the C++ kernels: cached, refused with a clear warning, never in the way of running."""
+
+import pytest
+import torch
+
+from fxquant.errors import FxQuantWarning
+from fxquant.kernels.x86 import isa, native
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Forget what is loaded and use an empty cache."""
+    monkeypatch.setenv(native.CACHE, str(tmp_path / "cache"))
+    native.available.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    native.available.cache_clear()
+
+
+def test_without_a_compiler_a_warning_says_so(fresh, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(FxQuantWarning, match="no C\\+\\+ compiler: 'no-such-compiler' is not found"):
+        assert not native.available()
+
+
+def test_a_failed_build_is_one_line_and_leaves_nothing(fresh, monkeypatch):
+    broken = fresh / "csrc"
+    broken.mkdir()
+    (broken / "a.cpp").write_text("int main( { return missing; }\n")
+    monkeypatch.setattr(native, "SOURCES", broken)
+    with pytest.warns(FxQuantWarning, match=r"slower integer GEMMs: .*a\.cpp:1.* error: ") as caught:
+        assert not native.available()
+    assert "\n" not in str(caught[0].message)
+    assert list((fresh / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", isa.TORCH)
+def test_the_variable_turns_them_off(fresh, monkeypatch, name):
+    monkeypatch.setenv(isa.VARIABLE, name)
+    assert not native.available()
+
+
+def test_another_processor_has_none(fresh, monkeypatch):
+    monkeypatch.setattr(native.platform, "machine", lambda: "aarch64")
+    assert not native.available()
+
+
+def test_a_library_is_named_by_sources_and_torch(fresh, monkeypatch):
+    built = []
+    monkeypatch.setattr(native, "_build", lambda sources, library: built.append(library))
+    first = native._library()
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    assert native._library() != first
+    assert built[0].parent == fresh / "cache"
