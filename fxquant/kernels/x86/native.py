@@ -35,7 +35,7 @@ def available() -> bool:
     if platform.machine() not in ("x86_64", "AMD64") or (forced is not None and forced not in NATIVE):
         return False
     try:
-        torch.ops.load_library(_library())  # type: ignore[no-untyped-call]
+        _load()
         chosen = use_isa(forced or "")
     except (OSError, RuntimeError, ImportError) as error:
         reason = _first_line(error)
@@ -64,16 +64,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE) or default)
 
 
+def _load() -> None:
+    """Load the library from the cache, or build it, which loads it; a library must not be loaded twice."""
+    library = _library()
+    if library.exists():
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+    else:
+        _build([str(source) for source in sorted(SOURCES.glob("*.cpp"))], library)
+
+
 def _library() -> Path:
-    """Return the built library for these sources, this torch and this compiler's flags."""
+    """Return where the library for these sources, this torch and these flags is kept."""
     digest = hashlib.sha256(repr((torch.__version__, torch.compiled_with_cxx11_abi(), FLAGS)).encode())
-    sources = sorted(SOURCES.iterdir())
-    for source in sources:
+    for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
-    library = cache_folder() / f"fxquant_x86_{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        _build([str(source) for source in sources if source.suffix == ".cpp"], library)
-    return library
+    return cache_folder() / f"fxquant_x86_{digest.hexdigest()[:16]}.so"
 
 
 def _build(sources: list[str], library: Path) -> None:

@@ -46,9 +46,18 @@ def test_another_processor_has_none(fresh, monkeypatch):
 
 
 def test_a_library_is_named_by_sources_and_torch(fresh, monkeypatch):
-    built = []
-    monkeypatch.setattr(native, "_build", lambda sources, library: built.append(library))
     first = native._library()
+    assert first.parent == fresh / "cache"
     monkeypatch.setattr(torch, "__version__", "99.0")
     assert native._library() != first
-    assert built[0].parent == fresh / "cache"
+
+
+def test_builds_only_what_the_cache_has_not(fresh, monkeypatch):
+    calls = []
+    monkeypatch.setattr(native, "_build", lambda sources, library: calls.append(("build", library)))
+    monkeypatch.setattr(torch.ops, "load_library", lambda library: calls.append(("load", library)))
+    native._load()
+    native._library().parent.mkdir(parents=True)
+    native._library().touch()
+    native._load()
+    assert calls == [("build", native._library()), ("load", native._library())]
