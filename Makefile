@@ -1,6 +1,6 @@
 # What to type. Every target makes .venv and installs what it needs; nothing is installed twice.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Two processes, and the tests of a file in one of them, as they share models.

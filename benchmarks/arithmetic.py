@@ -2,16 +2,16 @@
 
 A `Rule` computes a node's value in another way from the values so far, or returns None to leave it as it is:
 
-- `exact_linear`: a Q/DQ linear as its meaning in real numbers, S_x·S_w·Σ (q_x − Z_x)·q_w + b, rounded to float32 once.
-- `double_linear`: the product of the float32 factors that `dequantize` gives, in float64.
-- `kernel_linear`: the reference kernel's own sequence of operations, in the Q/DQ graph.
-- `exact_kernel`: the reference kernel with its scale and bias applied in float64, rounded to float32 once.
-- `x86_kernel`: the reference kernel with its scales in the order in which torch's x86 kernels apply them, as found by
-  trying: (Σ·S_x)·S_w + b in oneDNN's fused one, and b + (Σ·S_w)·S_x, the last two in one rounding, per token.
+- `linear_once`: a Q/DQ linear as one fused multiply-add on exact integer sums, y = S·Σ (q_x − Z_x)·q_w + b rounded to
+  float32 once, with S = S_x·S_w in float32; `kernel_once`: the same in the reference kernel.
+- `linear_in_double`: the product of the float32 factors that `dequantize` gives, in float64.
+- `linear_as_kernel`: the reference kernel's own sequence of operations, in the Q/DQ graph.
 - `nudge`: the first linear of a Q/DQ graph one unit in the last place higher; all else as it was.
+- `with_gelu`: a rule, and every GELU computed by a function of one's choice, such as `x86_gelu`, that of the C++
+  kernels.
 
-float64 holds the integer sums and S_x·S_w exactly; two more roundings at 2^-53 change the float32 result in about one
-of 2^28 cases. Activation, residual and requantization follow in float32, the same operations in either graph.
+The fused multiply-add is computed in float64, which holds the product exactly; rounding twice differs from rounding
+once in about one of 2^29 cases. What follows, residual and requantization, is the same operations in either graph.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from common import Batch
 from torch import Tensor, fx
+from torch.nn import functional
 
 from fxquant.evaluation.embedding import mean_pool
 from fxquant.evaluation.layers import call_leaves
@@ -27,6 +28,7 @@ from fxquant.graph import edit
 from fxquant.kernels.reference.epilogue import finish, requantize
 from fxquant.kernels.reference.linear import accumulate
 
+GELU = torch.ops.aten.gelu.default
 LINEAR = torch.ops.aten.linear.default
 KERNEL = torch.ops.fxquant.linear_int8.default
 Values = Mapping[fx.Node, Any]
@@ -72,66 +74,61 @@ def _quantized(edge: Any, values: Values) -> tuple[Tensor, Tensor, Tensor]:
     return q, scale, zero_point
 
 
-def _rounded_once(sums: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    y = sums.double() * (x_scale.double() * weight_scale.double())
+def _once(sums: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    y = sums.double() * (x_scale * weight_scale).double()
     return (y if bias is None else y + bias.double()).float()
 
 
-def _x86_order(sums: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    if x_scale.ndim == 0:
-        y = sums.float() * x_scale * weight_scale
-        return y if bias is None else y + bias
-    y = sums.float() * weight_scale
-    return y * x_scale if bias is None else torch.addcmul(bias, y, x_scale)
-
-
-def exact_linear(node: fx.Node, values: Values) -> Tensor | None:
+def linear_once(node: fx.Node, values: Values) -> Tensor | None:
     """See above."""
     if not _is_quantized_linear(node):
         return None
     (q, x_scale, zero_point), (weight, weight_scale, _) = (_quantized(edge, values) for edge in node.args[:2])
-    sums = torch.nn.functional.linear((q.int() - zero_point).double(), weight.double())
-    return _rounded_once(sums, x_scale, weight_scale, _bias(node, values))
+    return _once(accumulate(q, zero_point, weight), x_scale, weight_scale, _bias(node, values))
 
 
-def double_linear(node: fx.Node, values: Values) -> Tensor | None:
+def kernel_once(node: fx.Node, values: Values) -> Tensor | None:
     """See above."""
-    if not _is_quantized_linear(node):
-        return None
-    bias = _bias(node, values)
-    x, weight = (values[edge].double() for edge in node.args[:2])  # type: ignore[index]
-    return torch.nn.functional.linear(x, weight, None if bias is None else bias.double()).float()
-
-
-def kernel_linear(node: fx.Node, values: Values) -> Tensor | None:
-    """See above."""
-    if not _is_quantized_linear(node):
-        return None
-    (q, x_scale, zero_point), (weight, weight_scale, _) = (_quantized(edge, values) for edge in node.args[:2])
-    no_output = (None, None, 0, 0, torch.float32)
-    quantized = (q, x_scale, zero_point, weight, weight_scale)
-    y: Tensor = KERNEL(*quantized, _bias(node, values), None, "none", *no_output)
-    return y
-
-
-def exact_kernel(node: fx.Node, values: Values) -> Tensor | None:
-    """See above."""
-    return _kernel(node, values, _rounded_once)
-
-
-def x86_kernel(node: fx.Node, values: Values) -> Tensor | None:
-    """See above."""
-    return _kernel(node, values, _x86_order)
-
-
-def _kernel(node: fx.Node, values: Values, scaled: Callable[..., Tensor]) -> Tensor | None:
-    """Return the reference kernel's result with `scaled` for what follows the integer sums."""
     if node.target is not KERNEL:
         return None
     read = [values[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
     x, x_scale, zero_point, weight, weight_scale, bias, residual, activation, *output = read
-    y = scaled(accumulate(x, zero_point, weight), x_scale, weight_scale, bias)
+    y = _once(accumulate(x, zero_point, weight), x_scale, weight_scale, bias)
     return requantize(finish(y, activation, residual), *output)
+
+
+def linear_in_double(node: fx.Node, values: Values) -> Tensor | None:
+    """See above."""
+    if not _is_quantized_linear(node):
+        return None
+    bias = _bias(node, values)
+    x, weight = (values[edge].double() for edge in node.args[:2])
+    return functional.linear(x, weight, None if bias is None else bias.double()).float()
+
+
+def linear_as_kernel(node: fx.Node, values: Values) -> Tensor | None:
+    """See above."""
+    if not _is_quantized_linear(node):
+        return None
+    (q, x_scale, zero_point), (weight, weight_scale, _) = (_quantized(edge, values) for edge in node.args[:2])
+    quantized = (q, x_scale, zero_point, weight, weight_scale)
+    y: Tensor = KERNEL(*quantized, _bias(node, values), None, "none", None, None, 0, 0, torch.float32)
+    return y
+
+
+def with_gelu(rule: Rule, gelu: Callable[[Tensor], Tensor]) -> Rule:
+    """See above."""
+    return lambda node, values: gelu(values[node.args[0]]) if node.target is GELU else rule(node, values)
+
+
+def x86_gelu(y: Tensor) -> Tensor:
+    """Return GELU as the x86 kernels compute it: that of a bias, in a linear of zeros."""
+    width = y.numel()
+    x, weight = torch.zeros(1, 4, dtype=torch.uint8), torch.zeros(-(-width // 64), 1, 64, 4, dtype=torch.int8)
+    one, zero, sums = torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), torch.zeros(width, dtype=torch.int32)
+    tail = (None, "gelu", None, None, 0, 0, torch.float32)
+    found: Tensor = torch.ops.fxquant.x86_packed_linear_int8(x, one, zero, weight, one, sums, y.flatten(), *tail)
+    return found.view_as(y)
 
 
 def nudge(gm: fx.GraphModule) -> Rule:
@@ -141,8 +138,8 @@ def nudge(gm: fx.GraphModule) -> Rule:
     def rule(node: fx.Node, values: Values) -> Tensor | None:
         if node is not first:
             return None
-        x, weight = (values[edge] for edge in node.args[:2])  # type: ignore[index]
-        y = torch.nn.functional.linear(x, weight, _bias(node, values))
+        x, weight = (values[edge] for edge in node.args[:2])
+        y = functional.linear(x, weight, _bias(node, values))
         return torch.nextafter(y, torch.full_like(y, torch.inf))
 
     return rule

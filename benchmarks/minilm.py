@@ -31,8 +31,7 @@ from fxquant.evaluation.kernels_ran import describe_kernels, float_products, int
 from fxquant.evaluation.text import standard_library_sentences
 from fxquant.evaluation.timing import interleave
 
-SHAPES = {"8×128": (8, 128), "1×128": (1, 128), "1×16": (1, 16)}
-RAGGED = "8×128 ragged"
+SHAPES = ((8, 128), (1, 128), (1, 16))  # sentences, tokens
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,12 @@ def shaped_batches(material: Material) -> dict[str, Batch]:
     """Return a batch for each shape that is measured."""
     sentences, pretrained = standard_library_sentences(), material.pretrained
     long = " ".join(sentences[:32])
-    full = {name: pretrained.batch([long] * size, length=length) for name, (size, length) in SHAPES.items()}
-    return {**full, RAGGED: pretrained.batch(sentences[:800:100], length=128)}
+    found = {}
+    for size, length in SHAPES:
+        tokens = min(length, pretrained.longest)
+        found[f"{size}×{tokens}"] = pretrained.batch([long] * size, length=tokens)
+    found[f"8×{pretrained.longest} ragged"] = pretrained.batch(sentences[:800:100], length=pretrained.longest)
+    return found
 
 
 def latencies(models: Mapping[str, Peer], batch: Batch, rounds: int) -> dict[str, float]:

@@ -127,8 +127,11 @@ def torch_ao(engine: str) -> Callable[[Material], Peer]:
     """Return what builds torch.ao's dynamic quantization for an engine."""
 
     def build(material: Material) -> Peer:
-        torch.backends.quantized.engine = engine  # weights are packed for it, and keep to it
-        model = torch.ao.quantization.quantize_dynamic(copy.deepcopy(material.model), {nn.Linear}, dtype=torch.qint8)
+        before, torch.backends.quantized.engine = torch.backends.quantized.engine, engine
+        try:  # weights are packed for the engine, and keep to it
+            model = torch.ao.quantization.quantize_dynamic(material.model, {nn.Linear}, dtype=torch.qint8)
+        finally:
+            torch.backends.quantized.engine = before
         return Peer(model, serialized(model))
 
     return build

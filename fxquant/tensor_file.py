@@ -57,8 +57,11 @@ def write(path: Path, tensors: dict[str, Tensor]) -> None:
         OSError: the file cannot be written.
         ArtifactError: the format has no such dtype.
     """
+    path.touch()
+    mode = path.stat().st_mode  # what the user's umask gives; safetensors would let nobody else read
     try:
         save_file(tensors, path)
+        path.chmod(mode)
     except SafetensorError as error:  # which wraps what the system reports
         raise OSError(str(error)) from error
     except (KeyError, ValueError) as error:

@@ -119,7 +119,8 @@ def _named(parameters: tuple[Parameter, ...], given: Any, extra: frozenset[str] 
         raise InputError(f"example_inputs is a {type(given).__name__}: expected {expected}")
     names = [parameter.name for parameter in parameters]
     known = {*names, *(extra or ())} - {parameter.name for parameter in parameters if parameter.kind.startswith("VAR_")}
-    for name in named:
+    # Positional arguments were named by the parameters themselves, `*inputs` among them.
+    for name in named if isinstance(given, Mapping) else ():
         if not isinstance(name, str) or (name not in known and extra is not None):
             raise InputError(f"example_inputs has {name!r}, which forward does not take; {suggest(name, known)}")
     for parameter in parameters:

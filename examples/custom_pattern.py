@@ -1,0 +1,52 @@
+"""A fusion of one's own: a pattern, the kernel behind it, and a backend file with a rule that claims it.
+
+    python examples/custom_pattern.py
+
+The rule is in custom_pattern.toml.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+import fxquant as fxq
+from fxquant.kernels.site import Site
+from fxquant.kernels.table import emitter
+from fxquant.ops import quant_op, weight_is_parameter
+
+aten, ops = torch.ops.aten, torch.ops.fxquant
+
+
+@quant_op(guard=weight_is_parameter)
+def linear_tanh(x: Any, weight: Any, bias: Any = None) -> Any:
+    """y = tanh(x·Wᵀ + b), as in BERT's pooler."""
+    return aten.tanh.default(aten.linear.default(x, weight, bias))
+
+
+@emitter("reference", "linear_tanh_int8")
+def emit_linear_tanh(site: Site) -> fx.Node | str:
+    """Multiply in integers, then take the tanh in float; without integer activations there is no kernel."""
+    x, weight = site.read("x"), site.read("weight")
+    if x.quantized is None:
+        return "the activations have to be quantized"
+    quantized = (x.quantized, x.scale, x.zero_point, weight.quantized, weight.scale)
+    epilogue = (site.float_value("bias"), None, "none", None, None, 0, 0, torch.float32)
+    return site.emit(aten.tanh.default, site.emit(ops.linear_int8.default, *quantized, *epilogue))
+
+
+def main() -> None:
+    """Quantize a small model with the backend file beside this script, and check the result."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 8)).eval()
+    inputs = (torch.randn(4, 32),)
+    backend = fxq.load_backend(Path(__file__).with_suffix(".toml"))
+    graph = fxq.quantize(model, inputs, backend=backend, recipe="dynamic", strict=True)
+    print(fxq.ledger(graph).to_table())
+    with torch.no_grad():
+        print(f"\nlargest difference from float: {(graph(*inputs) - model(*inputs)).abs().max():.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Every script in benchmarks/ runs, on a tiny model where it takes one, and prints the tables that it promises."""
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from folders import write_bert
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Return what imports a script by name, as Python finds it when it is run."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return str(write_bert(tmp_path_factory.mktemp("bert")))
+
+
+def row(text, name):
+    """Return the first line of a table that begins with `name`."""
+    found = re.search(rf"^{re.escape(name)}.*$", text, re.MULTILINE)
+    assert found, f"no row {name!r} in:\n{text}"
+    return found.group()
+
+
+@pytest.fixture
+def compared(script, tiny, tmp_path, capsys):
+    """What minilm.py prints for a tiny model, without STS-B."""
+    options = ["--quick", "--model", tiny, "--data", str(tmp_path), "--threads", "1"]
+    script("minilm").main(options)
+    return capsys.readouterr().out
+
+
+def test_minilm_measures_and_proves_every_quick_row(compared):
+    for name in ("float32 eager", "float32 oneDNN packed", "fxquant dynamic", "fxquant static", "fxquant weight-only"):
+        assert row(compared, name).count(" ms ") == 4
+    assert "FELL BACK" not in compared
+    assert "STS-B skipped" in compared
+    proof = compared.partition("Kernels in a profiler trace")[2]
+    assert re.search(r"fxquant dynamic \(int8\) at .*8×64.*: 13 × \S*(linear|_int_mm)", proof), proof
+
+
+def test_minilm_says_what_was_not_measured(compared):
+    assert "not measured: takes a minute to compile" in row(compared, "PT2E x86 static, compile")
+
+
+def test_minilm_keeps_a_peer_that_fails_apart(script, tiny, tmp_path, capsys, monkeypatch):
+    def broken(material):
+        raise RuntimeError("no such engine\nand more")
+
+    minilm = script("minilm")
+    monkeypatch.setitem(minilm.PEERS, "torch.ao dynamic, onednn", broken)
+    options = ["--quick", "--model", tiny, "--data", str(tmp_path), "--threads", "1", "--peers", "torch.ao dynamic, o"]
+    minilm.main(options)
+    assert "not measured: RuntimeError: no such engine" in row(capsys.readouterr().out, "torch.ao dynamic, onednn")
+
+
+def test_minilm_marks_an_int8_row_that_ran_in_float(script, tiny):
+    minilm, peers = script("minilm"), script("peers")
+    arguments = minilm.parse(["--quick", "--model", tiny])
+    material, _ = minilm.prepare(arguments)
+    claimed = peers.Peer(material.model, 1.0, peers.INTEGER)
+    shapes = {"1×16": material.calibration[0]}
+    assert "FELL BACK to float at 1×16" in minilm.verdict(claimed, minilm.trace(claimed, shapes))
+    honest = peers.eager(material)
+    assert minilm.verdict(honest, minilm.trace(honest, shapes)) == ""
+
+
+def test_minilm_reads_gold_scores(script, tmp_path):
+    import gzip
+
+    folder = tmp_path / "stsb"
+    folder.mkdir()
+    with gzip.open(folder / "dev.tsv.gz", "wt", encoding="utf-8") as file:
+        file.write('sentence1\tsentence2\tscore\nA "man.\tA cat.\t2.5\nOne.\tTwo.\t0.0\n')
+    minilm = script("minilm")
+    assert minilm.gold_pairs(tmp_path, 10) == [('A "man.', "A cat.", 2.5), ("One.", "Two.", 0.0)]
+    assert len(minilm.gold_pairs(tmp_path, 1)) == 1
+    assert minilm.gold_pairs(tmp_path / "elsewhere", 1) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="the PT2E peer needs torchao")
+def test_pt2e_peer_multiplies_integers(script, tiny):
+    minilm, peers = script("minilm"), script("peers")
+    material, _ = minilm.prepare(minilm.parse(["--quick", "--model", tiny]))
+    peer = peers.pt2e(material)
+    assert minilm.verdict(peer, minilm.trace(peer, {"8×64": material.calibration[0]})) == ""
+
+
+def test_without_the_model_a_benchmark_says_what_to_install(script, monkeypatch):
+    common = script("common")
+    monkeypatch.setattr(common, "PACKAGE", "no_such_package_of_a_model")
+    with pytest.raises(SystemExit, match="skipped: MiniLM is not installed"):
+        common.load_model(None)
+
+
+def test_scaling_times_every_stage(script, tiny, capsys):
+    script("scaling").main(["--quick", "--model", tiny, "--threads", "1"])
+    out = capsys.readouterr().out
+    head = row(out, "seconds ")
+    for stage in ("capture", "prepare", "calibrate", "convert", "lower", "save", "load"):
+        assert stage in head
+    assert "met: below 10" in row(out, "MiniLM")
+    assert len(row(out, "BERT-base, 4 layers").split()) == 3 + 8
+    assert row(out, "2 → 4")
+
+
+def test_scaling_profiles_a_size(script, capsys):
+    script("scaling").main(["--quick", "--profile", "1", "--threads", "1"])
+    out = capsys.readouterr().out
+    assert "convert: seconds under cProfile" in out
+    assert "passes/convert.py:" in out
+
+
+@pytest.fixture
+def agreed(script, tiny, capsys):
+    """What agreement.py prints for a tiny model."""
+    script("agreement").main(["--quick", "--model", tiny, "--threads", "1"])
+    return capsys.readouterr().out
+
+
+def test_agreement_stays_within_a_step_an_op(agreed):
+    tables = re.findall(r"worst first \(steps\)\n.*\n.*\n((?:\w.*\n)+)", agreed)
+    assert len(tables) == 4
+    largest = [float(line.split()[3]) for table in tables for line in table.splitlines()]
+    assert max(largest) <= 1
+
+
+def test_agreement_is_to_the_bit_where_linears_are_rounded_once(agreed):
+    pairs = [line for line in agreed.splitlines() if re.match(r"Q/DQ, rounded once +reference, rounded once", line)]
+    assert len(pairs) == 2
+    assert all(line.endswith("8 of 8") for line in pairs)
+
+
+def test_linear_kernels_can_be_imported(script):
+    assert callable(script("linear_kernels").main)
