@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxquant as fxq
+from fxquant.graph.targets import name_of
 
 
 class Named(nn.Module):
@@ -16,11 +17,11 @@ class Named(nn.Module):
 
     def __init__(self, graph: nn.Module) -> None:
         super().__init__()
-        self.graph = graph
+        self.inner = graph
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return what the graph returns."""
-        return self.graph(x=x, mask=mask)
+        return self.inner(x=x, mask=mask)
 
 
 class Masked(nn.Module):
@@ -52,8 +53,8 @@ def main() -> None:
         varying = torch.export.export(Named(lowered), (), inputs, dynamic_shapes=sizes)
         more = {"x": torch.randn(7, 32), "mask": torch.ones(7, 1)}
         print("exported for any batch:", torch.equal(varying.module()(**more), lowered(**more)))
-    calls = [str(node.target) for node in converted.graph.nodes if node.op == "call_function"]
-    print("operators of the Q/DQ graph:", *sorted(set(calls)), sep="\n  ")
+    calls = {name_of(node.target) for node in converted.graph.nodes if node.op == "call_function"}
+    print("calls in the Q/DQ graph:", *sorted(calls), sep="\n  ")
 
 
 if __name__ == "__main__":

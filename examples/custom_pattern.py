@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 import fxquant as fxq
+from fxquant.kernels.library import define
 from fxquant.kernels.site import Site
 from fxquant.kernels.table import emitter
 from fxquant.ops import quant_op, weight_is_parameter
@@ -25,15 +26,28 @@ def linear_tanh(x: Any, weight: Any, bias: Any = None) -> Any:
     return aten.tanh.default(aten.linear.default(x, weight, bias))
 
 
+def linear_tanh_int8(*operands: Any) -> Tensor:
+    """Return tanh(S_x·S_w·Σ (q_x − Z_x)·q_w + bias): the sum in int32, the rest in float32."""
+    return ops.linear_int8(*operands, None, "none", None, None, 0, 0, torch.float32).tanh()
+
+
+def fake(x: Tensor, x_scale: Tensor, zero_point: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    """Return an empty tensor of the kernel's shape and dtype, for torch.export and torch.compile."""
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
+
+
+OPERANDS = "Tensor x, Tensor x_scale, Tensor zero_point, Tensor weight, Tensor scale, Tensor? bias"
+define(f"linear_tanh_int8({OPERANDS}) -> Tensor", linear_tanh_int8, fake)
+
+
 @emitter("reference", "linear_tanh_int8")
 def emit_linear_tanh(site: Site) -> fx.Node | str:
-    """Multiply in integers, then take the tanh in float; without integer activations there is no kernel."""
+    """Put the kernel into a graph, or say why it cannot serve there."""
     x, weight = site.read("x"), site.read("weight")
     if x.quantized is None:
         return "the activations have to be quantized"
     quantized = (x.quantized, x.scale, x.zero_point, weight.quantized, weight.scale)
-    epilogue = (site.float_value("bias"), None, "none", None, None, 0, 0, torch.float32)
-    return site.emit(aten.tanh.default, site.emit(ops.linear_int8.default, *quantized, *epilogue))
+    return site.emit(ops.linear_tanh_int8.default, *quantized, site.float_value("bias"))
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from fxquant.passes.base import Pipeline
 from fxquant.passes.canonicalize import CANONICAL
 from fxquant.passes.convert import Convert
 from fxquant.passes.lower import Lower
+from fxquant.passes.lowering import listed_passes
 from fxquant.passes.observe import Observe
 from fxquant.passes.share_qparams import ShareQParams
 from fxquant.program import Program
@@ -91,7 +92,8 @@ def _lower(qdq: fx.GraphModule, backend: Backend | None) -> fx.GraphModule:
     planned = recorded_backend(gm)
     chosen = backend or planned
     first = () if chosen == planned else (Annotate(chosen, None),)
-    Pipeline((*first, Lower(chosen))).run(gm)
+    listed = listed_passes(chosen.passes, chosen.source)
+    Pipeline((*first, Lower(chosen), *listed)).run(gm)
     edit.mark(gm, stage="lowered", backend=chosen.to_dict())
     gm.meta[_QDQ] = edit.clone(qdq)
     gm.recompile()

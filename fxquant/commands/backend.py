@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from fxquant.backends import Backend, Limits, load_backend
 from fxquant.commands.options import add_command
+from fxquant.passes.lowering import listed_passes
 from fxquant.recipe import Changes
 from fxquant.spec import QuantSpec
 
@@ -25,6 +26,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> str:
     """Return what a valid file holds; an invalid one is an error."""
     backend = load_backend(args.backend)
+    listed_passes(backend.passes, backend.source)
     parts = [
         f"{backend.name}: {backend.description or 'no description'}\n"
         f"{backend.source} is valid; its kernels are of the set {backend.kernels!r}",
@@ -32,6 +34,7 @@ def run(args: argparse.Namespace) -> str:
         _recipes(backend),
         _rules(backend),
         _limits(backend),
+        f"passes after lowering: {', '.join(backend.passes)}" if backend.passes else "",
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -1,0 +1,15 @@
+"""The passes that a backend file may list under `[lower] passes`, by name; they run after the kernels are in place."""
+
+from fxquant.config import within
+from fxquant.passes.base import Pass
+from fxquant.passes.merge_linears import MergeLinears
+from fxquant.registry import Registry
+
+LOWERING: Registry[Pass] = Registry("lowering pass")
+LOWERING.add("merge_linears", MergeLinears())
+
+
+def listed_passes(names: tuple[str, ...], source: str) -> tuple[Pass, ...]:
+    """Return the passes that a backend file lists; an unknown name is a `ConfigError` that names the file."""
+    with within(f"{source}: [lower] passes"):
+        return tuple(LOWERING[name] for name in names)
