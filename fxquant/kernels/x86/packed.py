@@ -5,6 +5,8 @@ weight[64·b + c, 4·d + i], and zero beyond N or K. The implementations here un
 lowered graph runs on any machine; native.py puts the C++ ones before them on CPUs that have them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -89,37 +91,12 @@ def embedding_int8(weight: Tensor, weight_scale: Tensor, indices: Tensor) -> Ten
     return reference_embedding.embedding_int8(weight, weight_scale, indices)
 
 
-def _fake_dynamic(
-    x: Tensor,
-    packed: Tensor,
-    weight_scale: Tensor,
-    weight_sum: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    dtype: str,
-    symmetric: bool,
-    range: str,
-) -> Tensor:
+def _fake_dynamic(x: Tensor, packed: Tensor, weight_scale: Tensor, weight_sum: Tensor, *_: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight_sum.shape[0]), dtype=torch.float32)
 
 
-def _fake_linear(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor,
-    packed: Tensor,
-    weight_scale: Tensor,
-    weight_sum: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    out_scale: Tensor | None,
-    out_zero_point: Tensor | None,
-    out_qmin: int,
-    out_qmax: int,
-    out_dtype: torch.dtype,
-) -> Tensor:
+def _fake_linear(x: Tensor, *rest: Any) -> Tensor:
+    weight_sum, out_scale, out_dtype = rest[4], rest[8], rest[-1]
     dtype = torch.float32 if out_scale is None else out_dtype
     return x.new_empty((*x.shape[:-1], weight_sum.shape[0]), dtype=dtype)
 
