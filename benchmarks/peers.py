@@ -14,7 +14,7 @@ import copy
 import importlib
 import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,7 +92,7 @@ class PackedLinear(nn.Module):
 
 def eager(material: Material) -> Peer:
     """Return the model as transformers runs it."""
-    return Peer(material.model, serialized(material.model), FLOAT)
+    return Peer(material.model, serialized(material.model.state_dict()), FLOAT)
 
 
 def packed(material: Material) -> Peer:
@@ -102,12 +102,12 @@ def packed(material: Material) -> Peer:
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
                 setattr(parent, name, PackedLinear(child))
-    return Peer(model, serialized(material.model), FLOAT)
+    return Peer(model, serialized(material.model.state_dict()), FLOAT)
 
 
 def compiled(material: Material) -> Peer:
     """Return the float model under torch.compile with frozen weights."""
-    return Peer(freeze(Positional(material.model)), serialized(material.model), FLOAT)
+    return Peer(freeze(Positional(material.model)), serialized(material.model.state_dict()), FLOAT)
 
 
 def freeze(model: nn.Module) -> Callable[..., SimpleNamespace]:
@@ -132,7 +132,7 @@ def torch_ao(engine: str) -> Callable[[Material], Peer]:
             model = torch.ao.quantization.quantize_dynamic(material.model, {nn.Linear}, dtype=torch.qint8)
         finally:
             torch.backends.quantized.engine = before
-        return Peer(model, serialized(model))
+        return Peer(model, serialized(model.state_dict()))
 
     return build
 
@@ -150,7 +150,9 @@ def pt2e(material: Material) -> Peer:
     for arguments in positional:
         observed(*arguments)
     converted = flow.convert_pt2e(observed)
-    return Peer(freeze(converted), serialized(converted))
+    used = {str(node.target) for node in converted.graph.nodes if node.op == "get_attr"}  # it keeps float weights too
+    state = {name: tensor for name, tensor in converted.state_dict().items() if name in used}
+    return Peer(freeze(converted), serialized(state))
 
 
 def ours(recipe: str) -> Callable[[Material], Peer]:
@@ -166,10 +168,10 @@ def ours(recipe: str) -> Callable[[Material], Peer]:
     return build
 
 
-def serialized(model: nn.Module) -> float:
-    """Return the megabytes that torch.save writes for the model's state."""
+def serialized(state: Mapping[str, Any]) -> float:
+    """Return the megabytes that torch.save writes for a state dict."""
     buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
+    torch.save(state, buffer)
     return buffer.tell() / 1e6
 
 

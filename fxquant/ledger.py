@@ -1,6 +1,7 @@
 """The ledger: what every op of a graph was made of, or why not; read from the graph at any stage."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -80,14 +81,11 @@ class Ledger:
 
     def to_table(self, every: bool = False) -> str:
         """Return the ledger as text: matrix arithmetic and claimed ops, or `every` op; then counts of the rest."""
+        hidden = Counter(row.code for row in self.rows if not (every or row.family or row.quantized))
         shown = [row for row in self.rows if every or row.family or row.quantized]
         total = sum(row.flops for row in self.rows) or 1
         head = ("op", "module", "flops", "share", "dtype", "kernel", "reason")
         body = [_cells(row, total) for row in shown]
-        hidden: dict[str, int] = {}
-        for row in self.rows:
-            if row not in shown:
-                hidden[row.code] = hidden.get(row.code, 0) + 1
         rest = ", ".join(f"{count} {code}" for code, count in sorted(hidden.items()))
         lines = [tabulate(body, head, disable_numparse=True), "", self.summary()]
         return "\n".join([*lines, f"other ops: {rest}"] if rest else lines)

@@ -27,7 +27,8 @@ def qparams_from_range(low: Tensor, high: Tensor, spec: QuantSpec, axis: int | N
     """Return the QParams that cover [low, high] and zero (float tensors of one shape).
 
     Affine: S = (high − low)/(qmax − qmin), Z = round(qmin − low/S). Symmetric signed: Z = 0, S = max|x|/127
-    (restricted) or 2·max|x|/255 (full). Symmetric unsigned: Z is the middle, 128. An empty range gets S = 1.
+    (restricted) or 2·max|x|/255 (full). Symmetric unsigned: Z is the middle, 128. An empty range gets S = 1, one
+    with NaN S = NaN.
     """
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
     if spec.symmetric:
@@ -41,8 +42,8 @@ def qparams_from_range(low: Tensor, high: Tensor, spec: QuantSpec, axis: int | N
         # Halving first keeps high − low finite for ranges near the end of float32.
         scale = (high / 2 - low / 2) / ((spec.qmax - spec.qmin) / 2)
         zero_point = (spec.qmin - low / scale.clamp(min=SMALLEST_SCALE)).round().clamp(spec.qmin, spec.qmax)
-    scale = torch.where(scale > 0, scale.clamp(min=SMALLEST_SCALE), torch.ones_like(scale))
-    return QParams(scale, zero_point.to(torch.int32), axis)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale.clamp(min=SMALLEST_SCALE))
+    return QParams(scale, zero_point.nan_to_num().to(torch.int32), axis)
 
 
 def choose_qparams(x: Tensor, spec: QuantSpec) -> QParams:

@@ -67,6 +67,7 @@ def matmul_emitter(op: Any) -> Emitter:
         a, b = site.read("a"), site.read("b")
         if a.quantized is None or b.quantized is None:
             return "both factors have to be quantized"
-        return site.emit(op, a.quantized, a.scale, a.zero_point, b.quantized, b.scale, b.zero_point)
+        factors = (a.quantized, a.scale, a.zero_point, b.quantized, b.scale, b.zero_point)
+        return site.emit(op, *factors, *site.output_arguments())
 
     return emit

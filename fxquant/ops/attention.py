@@ -4,18 +4,29 @@ from typing import Any
 
 import torch
 
-from fxquant.ops.base import quant_op
+from fxquant.graph.edit import info
+from fxquant.graph.pattern import Match
+from fxquant.ops.base import quant_op, reads_float32
 
 aten = torch.ops.aten
 
 
-@quant_op()
+def _matrices(match: Match) -> str | None:
+    for role in ("a", "b"):
+        value = match.values[role]
+        known = info(value) if value else None
+        if known and len(known.shape) < 2:
+            return f"{role} %{value} is a vector, not a matrix"
+    return reads_float32(match)
+
+
+@quant_op(guard=_matrices)
 def matmul(a: Any, b: Any) -> Any:
     """y = a·b, batched; a […, M, K], b […, K, N]."""
     return aten.matmul.default(a, b)
 
 
-@quant_op()
+@quant_op(guard=reads_float32)
 def bmm(a: Any, b: Any) -> Any:
     """y = a·b for a [B, M, K] and b [B, K, N]."""
     return aten.bmm.default(a, b)

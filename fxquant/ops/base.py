@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from fxquant.graph.edit import info, is_constant
@@ -64,10 +65,21 @@ def weight_is_parameter(match: Match) -> str | None:
     return None
 
 
+def reads_float32(match: Match) -> str | None:
+    """Guard: every tensor is float32, which the float side of the kernels is in; token ids are no such tensor."""
+    for role, value in match.values.items():
+        known = info(value) if value is not None else None
+        if known is not None and known.dtype is not torch.float32:
+            return f"{role} %{value} is {known.dtype}, not torch.float32"
+    return None
+
+
 def output_keeps_shape(match: Match) -> str | None:
-    """Guard: the residual does not broadcast the output to a larger shape."""
+    """Guard: the residual is a tensor of its own, and does not broadcast the output to a larger shape."""
     inner = match.nodes[1]
+    if match.values["residual"] is inner:
+        return f"the residual is %{inner} itself"
     before, after = info(inner), info(match.anchor)
-    if before and after and before.shape != after.shape:
+    if before and after and (before.shape, before.dynamic) != (after.shape, after.dynamic):
         return f"the residual broadcasts the output from {list(before.shape)} to {list(after.shape)}"
     return None

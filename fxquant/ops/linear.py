@@ -4,35 +4,48 @@ from typing import Any
 
 import torch
 
+from fxquant.graph.edit import info
 from fxquant.graph.pattern import Match
-from fxquant.ops.base import output_keeps_shape, quant_op, weight_is_parameter
+from fxquant.ops.base import output_keeps_shape, quant_op, reads_float32, weight_is_parameter
 
 aten = torch.ops.aten
 
 
+def _fits(match: Match) -> str | None:
+    return weight_is_parameter(match) or reads_float32(match) or _bias_is_a_vector(match)
+
+
 def _residual_fits(match: Match) -> str | None:
-    return weight_is_parameter(match) or output_keeps_shape(match)
+    return _fits(match) or output_keeps_shape(match)
 
 
-@quant_op(guard=weight_is_parameter)
+def _bias_is_a_vector(match: Match) -> str | None:
+    weight, bias = match.values["weight"], match.values["bias"]
+    rows, known = info(weight) if weight else None, info(bias) if bias else None
+    if rows and known and known.shape != rows.shape[:1]:
+        return f"bias %{bias} is {list(known.shape)}, not one value for each of the {rows.shape[0]} outputs"
+    return None
+
+
+@quant_op(guard=_fits)
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """y = x·Wᵀ + b."""
     return aten.linear.default(x, weight, bias)
 
 
-@quant_op(guard=weight_is_parameter)
+@quant_op(guard=_fits)
 def linear_relu(x: Any, weight: Any, bias: Any = None) -> Any:
     """y = max(x·Wᵀ + b, 0)."""
     return aten.relu.default(aten.linear.default(x, weight, bias))
 
 
-@quant_op(guard=weight_is_parameter)
+@quant_op(guard=_fits)
 def linear_gelu(x: Any, weight: Any, bias: Any = None, *, approximate: str) -> Any:
     """y = gelu(x·Wᵀ + b), exact or with the tanh approximation."""
     return aten.gelu.default(aten.linear.default(x, weight, bias), approximate=approximate)
 
 
-@quant_op(guard=weight_is_parameter)
+@quant_op(guard=_fits)
 def linear_silu(x: Any, weight: Any, bias: Any = None) -> Any:
     """y = silu(x·Wᵀ + b)."""
     return aten.silu.default(aten.linear.default(x, weight, bias))

@@ -11,6 +11,7 @@ from fxquant.backends.schema import Backend, OpRule
 from fxquant.graph import edit
 from fxquant.graph.pattern import Match
 from fxquant.ops import OPS, QuantOp
+from fxquant.ops.base import read_constant
 from fxquant.ops.cost import family, floating, macs
 from fxquant.ops.shape import JOINS_VALUES, MOVES_VALUES
 from fxquant.passes.claims import Claim, Reason, erase_claims, write_claim, write_reason
@@ -105,8 +106,9 @@ class Annotate:
         specs = {role: spec for role, spec in wanted.items() if spec is not None}
         if "output" in specs and specs["output"].dynamic:
             del specs["output"]  # a kernel requantizes with a scale that is known ahead of time
-        if "bias" in specs and any(role not in specs or specs[role].dynamic for role in ("x", "weight")):
-            del specs["bias"]  # an integer bias needs both scales ahead of time
+        unscaled = any(role not in specs or specs[role].dynamic for role in ("x", "weight"))
+        if "bias" in specs and (unscaled or read_constant(match.values["bias"]) is None):
+            del specs["bias"]  # an integer bias needs both scales, and its values, ahead of time
         if not set(specs) - {"output"} or ("weight" in rule.roles and "weight" not in specs):
             text = f"the recipe leaves the weight and inputs of {op.name} in float"
             return _Refusal(depth, Reason.FLOAT_BY_RECIPE, text)

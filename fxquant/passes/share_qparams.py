@@ -40,6 +40,7 @@ class ShareQParams:
             if twin is not None:
                 first, second = _in_order(twin, q)
                 edit.replace(second, first)
+                work.append(first)
                 count += 1
             elif _same_dequantize(gm, q.args[0], q):
                 edit.replace(q, q.args[0].args[0])
@@ -65,7 +66,12 @@ def _alive(q: fx.Node) -> bool:
 def _hands_on(node: Any) -> bool:
     if "member" in edit.marks(node):
         return False  # a kernel will compute it
-    return node.op == "call_function" and (node.target in MOVES_VALUES | JOINS_VALUES or node.target is RELU)
+    if node.op != "call_function" or not (node.target in MOVES_VALUES | JOINS_VALUES or node.target is RELU):
+        return False
+    first = node.args[0]
+    # cat also converts: what it reads may be integers, which are not to be quantized.
+    known = [edit.info(each) for each in (first if isinstance(first, list | tuple) else (first,))]
+    return all(each is not None and each.dtype is torch.float32 for each in known)
 
 
 def _same_constant(gm: fx.GraphModule, left: Any, right: Any) -> bool:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fxquant.kernels.integer import integer_matmul
 from fxquant.kernels.library import define
-from fxquant.kernels.reference.epilogue import finish, requantize
+from fxquant.kernels.reference.epilogue import finish, finish_exactly, requantize, scaled
 
 
 def accumulate(x: Tensor, x_zero_point: Tensor, weight: Tensor) -> Tensor:
@@ -37,6 +37,8 @@ def linear_int8(
 ) -> Tensor:
     """Return activation(S_x·S_w·Σ_k (q_x − Z_x)·q_w + bias) + residual, quantized if `out_scale` is given.
 
+    The product with the scales and the sum with the bias are rounded once, as a fused multiply-add does.
+
     - `x` is (…, K), int8 or uint8; `x_scale` (float32) and `x_zero_point` (int32) are () or, per token, (…, 1).
     - `weight` is (N, K) int8, symmetric; `weight_scale` is () or (N,).
     - `bias` is (N,): float32, or int32 in units of S_x·S_w, added to the sum; then `x_scale` must be ().
@@ -47,9 +49,8 @@ def linear_int8(
     sums = accumulate(x, x_zero_point, weight)
     if bias is not None and bias.dtype is torch.int32:
         sums, bias = sums + bias, None
-    y = sums.to(torch.float32) * (x_scale * weight_scale)
-    y = y if bias is None else y + bias
-    return requantize(finish(y, activation, residual), out_scale, out_zero_point, out_qmin, out_qmax, out_dtype)
+    y = scaled(sums, x_scale * weight_scale, bias)
+    return requantize(finish_exactly(y, activation, residual), out_scale, out_zero_point, out_qmin, out_qmax, out_dtype)
 
 
 def fake_linear_int8(

@@ -13,6 +13,7 @@ from fxquant.kernels.x86.packed import column_sums, pack
 __all__ = ["dynamic", "linear", "weight_only"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
+BYTES = (torch.int8, torch.uint8)
 
 _torch_linear = linear_emitter(
     ops.x86_linear_int8.default, ops.x86_linear_weight_int8.default, ops.x86_linear_dynamic_int8.default
@@ -24,8 +25,9 @@ _rows_embedding = embedding_emitter(ops.x86_rows_embedding_int8.default)
 @emitter("x86", "linear_int8")
 def emit_linear(site: Site) -> fx.Node | str:
     """Emit a linear on a packed weight; weight-only sites multiply in float and have no packed kernel."""
-    x = site.read("x")
-    if x.quantized is None or x.spec is None or not native.available():
+    x, out = site.read("x"), site.requantize
+    wide = out is not None and out.dtype not in BYTES
+    if x.quantized is None or x.spec is None or wide or not native.available():
         return _torch_linear(site)
     weight = _packed_weight(site, site.read("weight"))
     tail = (*weight, site.float_value("bias"), site.float_value("residual"), activation_of(site))
@@ -46,7 +48,7 @@ def emit_embedding(site: Site) -> fx.Node | str:
 def emit_quantize(site: Site) -> fx.Node | str:
     """Emit a static per-tensor quantize that no kernel took over."""
     out = site.requantize
-    if out is None or not native.available():
+    if out is None or out.dtype not in BYTES or not native.available():
         return "torch's own ops quantize"
     source = site.read("x").value
     return site.emit(ops.x86_quantize.default, source, out.scale, out.zero_point, out.qmin, out.qmax, out.dtype)

@@ -23,7 +23,7 @@ def pack(weight: Tensor) -> Tensor:
     """Return an int8 weight (N, K) in blocks [N/64, K/4, 64, 4]."""
     n, k = weight.shape
     padded = functional.pad(weight, (0, -k % DEPTH, 0, -n % COLUMNS))
-    blocks = padded.reshape(-1, COLUMNS, padded.shape[1] // DEPTH, DEPTH)
+    blocks = padded.reshape(padded.shape[0] // COLUMNS, COLUMNS, padded.shape[1] // DEPTH, DEPTH)
     return blocks.permute(0, 2, 1, 3).contiguous()
 
 

@@ -55,7 +55,8 @@ struct Plan {
       : k(x.size(-1)), n(weight_sum.numel()), depths(packed.size(1)), blocks(packed.size(0)) {
     TORCH_CHECK(packed.dim() == 4 && packed.is_contiguous(), "fxquant: the weight is not packed");
     TORCH_CHECK((k + 3) / 4 == depths, "fxquant: x has ", k, " features, the weight ", depths * 4, " or up to 3 fewer");
-    rows = k ? x.numel() / k : 0;
+    rows = 1;
+    for (const int64_t size : x.sizes().slice(0, x.dim() - 1)) rows *= size;
     threads = rows * n * k < kSerial ? 1 : at::get_num_threads();
     by_rows = rows >= 24 * threads;
   }
@@ -76,10 +77,17 @@ fxq::Linear linear_of(const Plan& plan, const Tensor& packed, const Tensor& weig
   op.weight_scale = weight_scale.const_data_ptr<float>();
   op.per_column = weight_scale.numel() > 1;
   op.weight_sum = weight_sum.const_data_ptr<int32_t>();
+  TORCH_CHECK(!bias || bias->numel() == plan.n, "fxquant: the bias is not one value for each of ", plan.n, " columns");
+  TORCH_CHECK(op.per_column ? weight_scale.numel() == plan.n : weight_scale.numel() == 1,
+              "fxquant: the weight's scale is neither one value nor one for each of ", plan.n, " columns");
   op.bias = bias ? bias->const_data_ptr<float>() : nullptr;
   op.residual = residual ? residual->const_data_ptr<float>() : nullptr;
   op.activation = activation_of(activation);
   return op;
+}
+
+void check_bytes(at::ScalarType dtype) {
+  TORCH_CHECK(dtype == at::kChar || dtype == at::kByte, "fxquant: expected int8 or uint8, got ", dtype);
 }
 
 Tensor output_like(const Tensor& x, int64_t n, at::ScalarType dtype) {
@@ -90,7 +98,7 @@ Tensor output_like(const Tensor& x, int64_t n, at::ScalarType dtype) {
 
 optional<Tensor> expanded(const optional<Tensor>& residual, const Tensor& y) {
   if (!residual) return residual;
-  return residual->expand(y.sizes()).contiguous();
+  return residual->to(at::kFloat).expand(y.sizes()).contiguous();
 }
 
 optional<Tensor> contiguous(const optional<Tensor>& tensor) {
@@ -100,7 +108,7 @@ optional<Tensor> contiguous(const optional<Tensor>& tensor) {
 Tensor linear_dynamic(const Tensor& x_, const Tensor& packed, const Tensor& weight_scale, const Tensor& weight_sum,
                       const optional<Tensor>& bias, const optional<Tensor>& residual, string_view activation,
                       string_view dtype, bool symmetric, string_view range) {
-  const Tensor x = x_.contiguous();
+  const Tensor x = x_.to(at::kFloat).contiguous();  // under autocast others may hand on half precision
   const Plan plan(x, packed, weight_sum);
   Tensor y = output_like(x, plan.n, at::kFloat);
   if (!y.numel()) return y;
@@ -146,6 +154,8 @@ Tensor linear_static(const Tensor& x_, const Tensor& x_scale, const Tensor& x_ze
                      const optional<Tensor>& out_zero_point, int64_t out_qmin, int64_t out_qmax,
                      at::ScalarType out_dtype) {
   Tensor x = x_.contiguous();
+  check_bytes(x.scalar_type());
+  if (out_scale) check_bytes(out_dtype);
   const Plan plan(x, packed, weight_sum);
   Tensor y = output_like(x, plan.n, out_scale ? out_dtype : at::kFloat);
   if (!y.numel()) return y;
@@ -160,6 +170,8 @@ Tensor linear_static(const Tensor& x_, const Tensor& x_scale, const Tensor& x_ze
   op.x_scale = scales.const_data_ptr<float>();
   op.x_zero_point = zero_points.const_data_ptr<int32_t>();
   op.per_row = scales.numel() > 1;
+  TORCH_CHECK(scales.numel() == zero_points.numel() && (!op.per_row || scales.numel() == plan.rows),
+              "fxquant: x has ", plan.rows, " rows, and ", scales.numel(), " scales");
   if (out_scale) {
     op.y_q = static_cast<uint8_t*>(y.data_ptr());
     op.out_scale = out_scale->item<float>();
@@ -182,7 +194,8 @@ Tensor linear_static(const Tensor& x_, const Tensor& x_scale, const Tensor& x_ze
 
 Tensor quantize_tensor(const Tensor& x_, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
                        at::ScalarType dtype) {
-  const Tensor x = x_.contiguous();
+  const Tensor x = x_.to(at::kFloat).contiguous();
+  check_bytes(dtype);
   Tensor q = at::empty(x.sizes(), x.options().dtype(dtype));
   const fxq::RowScheme scheme{false, static_cast<int32_t>(qmin), static_cast<int32_t>(qmax), 0, 1.0f, 0};
   const float s = scale.item<float>();

@@ -39,7 +39,7 @@ inline V::F gelu(V::F x) {
 
 template <Activation A>
 inline V::F activate(V::F x) {
-  if constexpr (A == Activation::relu) return V::max(x, V::set(0.0f));
+  if constexpr (A == Activation::relu) return V::max(V::set(0.0f), x);  // in this order NaN stays
   if constexpr (A == Activation::gelu) return gelu(x);
   if constexpr (A == Activation::silu) return gated(x, x);
   if constexpr (A == Activation::gelu_tanh) {  // x/2·(1 + tanh(t)) = x·sigmoid(2t), t = √(2/π)·(x + 0.044715·x³)

@@ -3,23 +3,29 @@
 
 constexpr float kSmallestScale = 0x1p-120f;  // as fxquant/numerics.py
 
-inline float clamp(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
+// NaN becomes `low`, as it does in the vector code.
+inline float clamp(float v, float low, float high) { return v > high ? high : v > low ? v : low; }
 
-// The range of a row, zero included.
+// The range of a row, zero included; NaN where the row holds NaN or an infinity, which minima alone would pass over.
 inline void row_range(const float* x, int64_t k, float& low, float& high) {
-  V::F least = V::set(0.0f), greatest = V::set(0.0f);
+  V::F least = V::set(0.0f), greatest = V::set(0.0f), nothing = V::set(0.0f);
   int64_t i = 0;
   for (; i + V::lanes <= k; i += V::lanes) {
     const V::F v = V::load(x + i);
     least = V::min(least, v);
     greatest = V::max(greatest, v);
+    nothing = V::fma(v, V::set(0.0f), nothing);
   }
   low = V::least(least);
   high = V::greatest(greatest);
+  float sum = V::sum(nothing);
   for (; i < k; ++i) {
     low = x[i] < low ? x[i] : low;
     high = x[i] > high ? x[i] : high;
+    sum += x[i] * 0.0f;
   }
+  low += sum;
+  high += sum;
 }
 
 // S and Z as fxquant/numerics.py computes them, operation by operation.
@@ -34,7 +40,7 @@ inline void row_qparams(float low, float high, const RowScheme& scheme, float& s
     zero_point = static_cast<int32_t>(
         clamp(z, static_cast<float>(scheme.qmin), static_cast<float>(scheme.qmax)));
   }
-  scale = scale > 0 ? (scale > kSmallestScale ? scale : kSmallestScale) : 1.0f;
+  scale = scale == 0 ? 1.0f : scale < kSmallestScale ? kSmallestScale : scale;
 }
 
 // q = clamp(round(x / S) + Z, qmin, qmax) + shift. The quotient is clamped before it is rounded, which is the same

@@ -36,6 +36,7 @@ struct V {
   }
   static float least(F v) { return fold(v, _mm_min_ps); }
   static float greatest(F v) { return fold(v, _mm_max_ps); }
+  static float sum(F v) { return fold(v, _mm_add_ps); }
 
  private:
   template <class Op>

@@ -31,4 +31,5 @@ struct V {
   }
   static float least(F v) { return _mm512_reduce_min_ps(v); }
   static float greatest(F v) { return _mm512_reduce_max_ps(v); }
+  static float sum(F v) { return _mm512_reduce_add_ps(v); }
 };
