@@ -40,7 +40,7 @@ OPERANDS = "Tensor x, Tensor x_scale, Tensor zero_point, Tensor weight, Tensor s
 define(f"linear_tanh_int8({OPERANDS}) -> Tensor", linear_tanh_int8, fake)
 
 
-@emitter("reference", "linear_tanh_int8")
+@emitter("reference", "linear_tanh_int8", serves=("linear_tanh",), needs=("weight",))
 def emit_linear_tanh(site: Site) -> fx.Node | str:
     """Put the kernel into a graph, or say why it cannot serve there."""
     x, weight = site.read("x"), site.read("weight")

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from fxquant.backends import Backend
 from fxquant.calibration import calibrate
-from fxquant.errors import ConfigError, CoverageError
+from fxquant.errors import ConfigError, CoverageError, FxQuantError
 from fxquant.graph.capture import capture
 from fxquant.ledger import Ledger, read_ledger
 from fxquant.observers import Observer
@@ -66,6 +66,8 @@ def ledger(graph: fx.GraphModule | Program) -> Ledger:
     if isinstance(graph, Program):
         parts = [read_ledger(gm) for gm in graph.graphs.values()]
         return Ledger(tuple(row for part in parts for row in part.rows), parts[0].stage)
+    if not isinstance(graph, fx.GraphModule):
+        raise FxQuantError(f"ledger takes a graph or a Program from fxquant, got a {type(graph).__name__}")
     return read_ledger(graph)
 
 

@@ -10,7 +10,6 @@ from torch import fx
 from fxquant.backends import Backend, load_backend, read_backend
 from fxquant.errors import FxQuantError, FxQuantWarning
 from fxquant.graph import edit
-from fxquant.ledger import read_ledger
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pipeline
 from fxquant.passes.canonicalize import CANONICAL
@@ -46,11 +45,11 @@ def prepare(graph: Graph, backend: str | Path | Backend = "x86", recipe: RecipeW
 def _prepare(graph: fx.GraphModule, backend: Backend, recipe: Recipe) -> fx.GraphModule:
     _expect_stage(graph, "prepare", "captured", "fxquant.capture")
     gm = edit.clone(graph)
-    Pipeline((*CANONICAL.passes, Annotate(backend, recipe), Observe())).run(gm)
+    annotate = Annotate(backend, recipe)
+    Pipeline((*CANONICAL.passes, annotate, Observe())).run(gm)
     edit.mark(gm, stage="prepared", backend=backend.to_dict(), recipe=recipe.to_dict())
     gm.recompile()
-    sites = [(row.module_path, row.op) for row in read_ledger(gm).rows]
-    for override in recipe.unused(sites):
+    for override in recipe.unused(annotate.sites):
         text = (
             f"the override path = {override.path!r}, op = {override.op!r} of {recipe.label} matches no op of this model"
         )

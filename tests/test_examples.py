@@ -92,3 +92,13 @@ def test_demo_names_what_is_wrong(tmp_path, arguments, text):
     done = run("minilm_demo.py", *arguments, folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith(text)
+
+
+SCRIPTS = sorted(path for path in EXAMPLES.rglob("*.py") if path.name != "minilm_demo.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+def test_example_runs(script, tmp_path):
+    done = run(script, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip(), "an example shows something"

@@ -8,7 +8,7 @@ from typing import Any
 from fxquant.backends.schema import Backend, Vocabulary
 from fxquant.config import expect, read_toml, required, within
 from fxquant.errors import ConfigError, suggest
-from fxquant.kernels.table import kernel_names
+from fxquant.kernels.table import check_pairing, kernel_names
 from fxquant.observers import OBSERVERS
 from fxquant.ops import OPS
 
@@ -28,7 +28,12 @@ def read_backend(data: Mapping[str, Any], source: str) -> Backend:
     """Build a backend from the data of its file, or from `Backend.to_dict`, with what is registered now."""
     with within(source):
         vocabulary = registered_vocabulary(required(data, "kernels", str))
-    return Backend.from_dict(data, source, vocabulary)
+    backend = Backend.from_dict(data, source, vocabulary)
+    for number, rule in enumerate(backend.rules, 1):
+        if rule.kernel is not None:
+            with within(f"{source}: [[op]] {number} ({rule.use})"):
+                check_pairing(backend.kernels, rule.kernel, rule.use, frozenset(rule.roles))
+    return backend
 
 
 def load_backend(name_or_path: str | Path | Backend) -> Backend:

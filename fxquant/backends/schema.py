@@ -11,6 +11,7 @@ from typing import Any, Self
 from fxquant.backends.rules import Limits, OpRule, Vocabulary, read_limits
 from fxquant.config import expect, known_keys, known_name, required, tables, within
 from fxquant.errors import ConfigError, suggest
+from fxquant.observers import OBSERVERS, create
 from fxquant.recipe import FLOAT, Changes, Override, Recipe, apply_changes, check_changes
 from fxquant.spec import QuantSpec
 
@@ -164,6 +165,8 @@ def _specs(data: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, QuantSp
 def _check_observer(spec: QuantSpec | None, vocabulary: Vocabulary) -> None:
     if spec is not None:
         known_name("observer", spec.observer, vocabulary.observers, "observer")
+        if spec.options and spec.observer in OBSERVERS:
+            create(spec)  # raises for options that the observer does not have
 
 
 def _recipes(data: Mapping[str, Any]) -> dict[str, Recipe]:

@@ -102,7 +102,8 @@ def _extra_names(model: nn.Module) -> frozenset[str] | None:
     for each in inspect.signature(model.forward).parameters.values():
         if each.kind is each.VAR_KEYWORD:
             inner = get_args(each.annotation)
-            return frozenset(inner[0].__annotations__) if inner and is_typeddict(inner[0]) else None
+            # Transformers' decorators take return_dict out before forward, whose TypedDict does not have it.
+            return frozenset({*inner[0].__annotations__, "return_dict"}) if inner and is_typeddict(inner[0]) else None
     return frozenset()
 
 

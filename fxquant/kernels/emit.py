@@ -7,19 +7,36 @@ from torch import fx
 from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import Emitter
 
-ACTIVATIONS = {"linear_relu": "relu", "linear_silu": "silu"}
+ACTIVATIONS = {"linear": "none", "linear_add": "none", "linear_relu": "relu", "linear_silu": "silu"}
+LINEARS = (*ACTIVATIONS, "linear_gelu")
 
 
 def activation_of(site: Site) -> str:
     """Return the activation function that the site's pattern ends in, by the kernels' name for it."""
     if site.op == "linear_gelu":
         return "gelu_tanh" if site.attrs["approximate"] == "tanh" else "gelu"
-    return ACTIVATIONS.get(site.op, "none")
+    return ACTIVATIONS[site.op]
 
 
 def _bias(site: Site) -> fx.Node | None:
     bias = site.operands.get("bias")
     return (bias.quantized or bias.value) if bias else None
+
+
+def refusal(site: Site) -> str | None:
+    """Return why integer kernels cannot take a site's weight or activations, whatever its backend file allows."""
+    weight, x = site.read("weight").spec, site.operands.get("x")
+    if (
+        weight is None
+        or weight.dtype != "int8"
+        or not weight.symmetric
+        or weight.dynamic
+        or weight.axis not in (None, 0, -2)
+    ):
+        return "the weight has to be int8, symmetric, static, and per-tensor or per-channel along axis 0"
+    if x is not None and x.spec is not None and x.spec.granularity == "per-channel":
+        return "the activations have to be per-tensor or per-token"
+    return None
 
 
 def _integers(operand: Operand) -> tuple[fx.Node, fx.Node]:
@@ -36,7 +53,10 @@ def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitte
         dynamic: op that quantizes its activations itself.
     """
 
-    def emit(site: Site) -> fx.Node:
+    def emit(site: Site) -> fx.Node | str:
+        refused = refusal(site)
+        if refused is not None:
+            return refused
         x, (weight, weight_scale) = site.read("x"), _integers(site.read("weight"))
         tail = (_bias(site), site.float_value("residual"), activation_of(site))
         if x.quantized is None or x.spec is None:
@@ -54,7 +74,10 @@ def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitte
 def embedding_emitter(op: Any) -> Emitter:
     """Return the emitter of a table look-up in integer rows."""
 
-    def emit(site: Site) -> fx.Node:
+    def emit(site: Site) -> fx.Node | str:
+        refused = refusal(site)
+        if refused is not None:
+            return refused
         return site.emit(op, *_integers(site.read("weight")), site.read("indices").value)
 
     return emit

@@ -1,6 +1,7 @@
-"""Which kernels each kernel set has, and the emitter that puts each into a graph."""
+"""Which kernels each kernel set has, what they compute, and the emitter that puts each into a graph."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import fx
 
@@ -10,16 +11,40 @@ from fxquant.registry import Registry
 
 # An emitter inserts a kernel call for a site and returns it, or says why the kernel cannot serve there.
 Emitter = Callable[[Site], fx.Node | str]
-KERNEL_SETS: dict[str, Registry[Emitter]] = {}
 
 
-def emitter(kernel_set: str, name: str) -> Callable[[Emitter], Emitter]:
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that backend rules may name.
+
+    `serves` are the ops that it computes, whole: a fusion that it does not know would lose a part. `needs` are the
+    roles that must be quantized for it.
+    """
+
+    emit: Emitter
+    serves: frozenset[str]
+    needs: frozenset[str]
+
+
+KERNEL_SETS: dict[str, Registry[Kernel]] = {}
+# What a set does with the static quantizations that no kernel took over.
+QUANTIZERS: dict[str, Emitter] = {}
+
+
+def emitter(
+    kernel_set: str, name: str, *, serves: tuple[str, ...], needs: tuple[str, ...]
+) -> Callable[[Emitter], Emitter]:
     """Return a decorator that registers the emitter of kernel `name` in `kernel_set`."""
     registry = KERNEL_SETS.setdefault(kernel_set, Registry(f"{kernel_set} kernel"))
-    return registry.register(name)
+
+    def register(emit: Emitter) -> Emitter:
+        registry.add(name, Kernel(emit, frozenset(serves), frozenset(needs)))
+        return emit
+
+    return register
 
 
-def emitters(kernel_set: str) -> Registry[Emitter]:
+def kernels(kernel_set: str) -> Registry[Kernel]:
     """Return the kernels of `kernel_set`, or raise `ConfigError` naming the nearest known set."""
     if kernel_set not in KERNEL_SETS:
         raise ConfigError(f"unknown kernel set {kernel_set!r}: {suggest(kernel_set, KERNEL_SETS)}")
@@ -28,4 +53,14 @@ def emitters(kernel_set: str) -> Registry[Emitter]:
 
 def kernel_names(kernel_set: str) -> tuple[str, ...]:
     """Return the names of the kernels in `kernel_set`."""
-    return tuple(emitters(kernel_set))
+    return tuple(kernels(kernel_set))
+
+
+def check_pairing(kernel_set: str, name: str, op: str, roles: frozenset[str]) -> None:
+    """Raise `ConfigError` where a kernel does not compute `op`, or needs a role that is not quantized."""
+    kernel = kernels(kernel_set)[name]
+    if op not in kernel.serves:
+        raise ConfigError(f"kernel {name!r} does not compute {op}; it computes {', '.join(sorted(kernel.serves))}")
+    missing = sorted(kernel.needs - roles)
+    if missing:
+        raise ConfigError(f"kernel {name!r} needs {missing[0]} quantized: give the rule a spec for it")

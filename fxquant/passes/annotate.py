@@ -1,7 +1,7 @@
 """Match once: write on every node the rule that claims it, or the reason why none does."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -33,10 +33,12 @@ class Annotate:
     """Claim ops for a backend's rules: larger patterns before smaller, the file's order among equals.
 
     In a float graph the recipe gives each role its spec; in a Q/DQ graph (`recipe` is None) the Q/DQ nodes say it.
+    `sites` collects the (module path, op) of every match, which is what a recipe's overrides are held against.
     """
 
     backend: Backend
     recipe: Recipe | None
+    sites: set[tuple[str, str]] = field(default_factory=set, compare=False)
     name: ClassVar[str] = "annotate"
     after: ClassVar[tuple[str, ...]] = ("normalize_arguments",)
 
@@ -96,6 +98,7 @@ class Annotate:
     def _specs(self, rule: OpRule, op: QuantOp, match: Match, path: str) -> dict[str, QuantSpec] | _Refusal:
         """Return the spec of each quantized role, or why the rule cannot claim this match."""
         depth = op.pattern.size + 2
+        self.sites.add((path, op.name))
         if not rule.roles:
             return _Refusal(depth, Reason.FLOAT_BY_RULE, rule.note or f"{self.backend.name} keeps {op.name} in float")
         override = self.recipe.override_for(path, op.name) if self.recipe is not None else None

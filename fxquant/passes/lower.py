@@ -10,7 +10,7 @@ from fxquant.backends.schema import Backend
 from fxquant.graph import edit
 from fxquant.graph.edit import mark, marks
 from fxquant.kernels.site import Operand, Requantize, Site
-from fxquant.kernels.table import Emitter, emitters
+from fxquant.kernels.table import QUANTIZERS, Emitter, kernels
 from fxquant.passes.claims import ClaimedSite, claimed_sites
 from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, QUANTIZE
 from fxquant.spec import QuantSpec
@@ -30,20 +30,20 @@ class Lower:
 
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many ops became kernels; an op that a kernel refuses keeps its reason in `fallback`."""
-        table = emitters(self.backend.kernels)
+        table = kernels(self.backend.kernels)
         count = 0
         for claimed in list(claimed_sites(gm)):
             if claimed.claim.kernel is None:
                 continue
             site = _site(gm, claimed)
-            new = table[claimed.claim.kernel](site)
+            new = table[claimed.claim.kernel].emit(site)
             if isinstance(new, str):
                 mark(claimed.anchor, fallback=f"kernel {claimed.claim.kernel}: {new}")
                 continue
             _take_place(site, claimed, new)
             count += 1
-        if "quantize" in table:
-            _lower_quantize(gm, table["quantize"])
+        if self.backend.kernels in QUANTIZERS:
+            _lower_quantize(gm, QUANTIZERS[self.backend.kernels])
         edit.sweep(gm)
         return count
 

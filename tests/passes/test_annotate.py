@@ -7,6 +7,7 @@ from graphs import canonical_graph
 from torch import nn
 from torch.nn import functional
 
+import fxquant as fxq
 from fxquant.backends import load_backend
 from fxquant.graph import edit
 from fxquant.graph.capture import capture
@@ -178,3 +179,15 @@ def test_cost_grows_linearly():
         backend = load_backend("reference")
         counts.append(Annotate(backend, backend.recipe("dynamic")).apply(gm))
     assert counts == [8, 16]
+
+
+def test_an_override_that_takes_effect_is_not_called_unused(recwarn):
+    recipe = Recipe(base="dynamic", overrides=[Override(op="linear_gelu", quantize=False)])
+    fxq.prepare(capture(Feed().eval(), (X,)), "reference", recipe)
+    assert not [each for each in recwarn if issubclass(each.category, fxq.FxQuantWarning)]
+
+
+def test_an_override_that_matches_nothing_is_reported():
+    recipe = Recipe(base="dynamic", overrides=[Override(path="encoder.*", quantize=False)])
+    with pytest.warns(fxq.FxQuantWarning, match=r"path = 'encoder\.\*'.* matches no op of this model"):
+        fxq.prepare(capture(Feed().eval(), (X,)), "reference", recipe)

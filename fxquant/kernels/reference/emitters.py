@@ -2,7 +2,7 @@
 
 import torch
 
-from fxquant.kernels.emit import embedding_emitter, linear_emitter, matmul_emitter
+from fxquant.kernels.emit import LINEARS, embedding_emitter, linear_emitter, matmul_emitter
 from fxquant.kernels.reference import embedding, linear, matmul
 from fxquant.kernels.table import emitter
 
@@ -10,6 +10,10 @@ __all__ = ["embedding", "linear", "matmul"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 
-emitter("reference", "linear_int8")(linear_emitter(ops.linear_int8.default, ops.linear_weight_int8.default))
-emitter("reference", "embedding_int8")(embedding_emitter(ops.embedding_int8.default))
-emitter("reference", "matmul_int8")(matmul_emitter(ops.matmul_int8.default))
+emitter("reference", "linear_int8", serves=LINEARS, needs=("weight",))(
+    linear_emitter(ops.linear_int8.default, ops.linear_weight_int8.default)
+)
+emitter("reference", "embedding_int8", serves=("embedding",), needs=("weight",))(
+    embedding_emitter(ops.embedding_int8.default)
+)
+emitter("reference", "matmul_int8", serves=("matmul", "bmm"), needs=("a", "b"))(matmul_emitter(ops.matmul_int8.default))

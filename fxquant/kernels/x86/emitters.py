@@ -4,9 +4,9 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.kernels.emit import activation_of, embedding_emitter, linear_emitter
+from fxquant.kernels.emit import LINEARS, activation_of, embedding_emitter, linear_emitter, refusal
 from fxquant.kernels.site import Operand, Site
-from fxquant.kernels.table import emitter
+from fxquant.kernels.table import QUANTIZERS, emitter
 from fxquant.kernels.x86 import dynamic, linear, native, weight_only
 from fxquant.kernels.x86.packed import column_sums, pack
 
@@ -22,12 +22,12 @@ _torch_embedding = embedding_emitter(ops.x86_embedding_int8.default)
 _rows_embedding = embedding_emitter(ops.x86_rows_embedding_int8.default)
 
 
-@emitter("x86", "linear_int8")
+@emitter("x86", "linear_int8", serves=LINEARS, needs=("weight",))
 def emit_linear(site: Site) -> fx.Node | str:
     """Emit a linear on a packed weight; weight-only sites multiply in float and have no packed kernel."""
     x, out = site.read("x"), site.requantize
     wide = out is not None and out.dtype not in BYTES
-    if x.quantized is None or x.spec is None or wide or not native.available():
+    if refusal(site) or x.quantized is None or x.spec is None or wide or not native.available():
         return _torch_linear(site)
     weight = _packed_weight(site, site.read("weight"))
     tail = (*weight, site.float_value("bias"), site.float_value("residual"), activation_of(site))
@@ -38,13 +38,12 @@ def emit_linear(site: Site) -> fx.Node | str:
     return site.emit(ops.x86_packed_linear_int8.default, *quantized, *tail, *site.output_arguments())
 
 
-@emitter("x86", "embedding_int8")
+@emitter("x86", "embedding_int8", serves=("embedding",), needs=("weight",))
 def emit_embedding(site: Site) -> fx.Node | str:
     """Emit a look-up of int8 rows."""
     return _rows_embedding(site) if native.available() else _torch_embedding(site)
 
 
-@emitter("x86", "quantize")
 def emit_quantize(site: Site) -> fx.Node | str:
     """Emit a static per-tensor quantize that no kernel took over."""
     out = site.requantize
@@ -52,6 +51,9 @@ def emit_quantize(site: Site) -> fx.Node | str:
         return "torch's own ops quantize"
     source = site.read("x").value
     return site.emit(ops.x86_quantize.default, source, out.scale, out.zero_point, out.qmin, out.qmax, out.dtype)
+
+
+QUANTIZERS["x86"] = emit_quantize
 
 
 def _packed_weight(site: Site, weight: Operand) -> tuple[fx.Node, fx.Node, fx.Node]:

@@ -209,6 +209,8 @@ Tensor quantize_tensor(const Tensor& x_, const Tensor& scale, const Tensor& zero
 
 Tensor embedding(const Tensor& weight, const Tensor& weight_scale, const Tensor& indices_) {
   const Tensor indices = indices_.to(at::kLong).contiguous();
+  TORCH_CHECK(weight_scale.numel() == 1 || weight_scale.numel() == weight.size(0),
+              "fxquant: the table's scale is neither one value nor one for each of ", weight.size(0), " rows");
   auto shape = indices.sizes().vec();
   const int64_t d = weight.size(1), count = indices.numel(), table = weight.size(0);
   shape.push_back(d);
