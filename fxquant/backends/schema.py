@@ -165,7 +165,7 @@ def _specs(data: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, QuantSp
 def _check_observer(spec: QuantSpec | None, vocabulary: Vocabulary) -> None:
     if spec is not None:
         known_name("observer", spec.observer, vocabulary.observers, "observer")
-        if spec.options and spec.observer in OBSERVERS:
+        if spec.options and spec.observer in OBSERVERS and not spec.dynamic:
             create(spec)  # raises for options that the observer does not have
 
 

@@ -76,7 +76,11 @@ class Site:
     def constant(self, name: str, make: Callable[[], Tensor]) -> fx.Node:
         """Return a node of the constant called `name`, made at the first site that asks for it."""
         found: list[fx.Node] = self.gm.graph.find_nodes(op="get_attr", target=name)
-        return found[0] if found else edit.add_constant(self.gm, name, make(), self.anchor)
+        if not found:
+            return edit.add_constant(self.gm, name, make(), self.anchor)
+        if not found[0] < self.anchor:  # sites come by their first node, and a fused one asked at its last
+            self.anchor.prepend(found[0])
+        return found[0]
 
     def emit(self, target: Any, *args: Any) -> fx.Node:
         """Insert the kernel call in front of the op it replaces."""
