@@ -3,21 +3,18 @@
     python benchmarks/linear_kernels.py [--threads 2] [--rounds 60] [--rows 1 16 128 1024]
 
 Each row of the table is one (K, N, M): the median time in microseconds of float32 `linear`, of torch.ao's dynamic
-linear (oneDNN engine; per-tensor activations), of ours dynamic (uint8 affine per token) and ours static (per-tensor
-uint8), each followed by bias and the activation, the candidates taken in turn within every round. Ratios are
-torch.ao's time over ours: above 1 ours is faster. Run it on an idle machine, or with one thread.
+linear (oneDNN engine; per-tensor activations), of our C++ kernels on packed weights, dynamic (uint8 affine per token)
+and static (per-tensor uint8), and of the operators of torch that stand in for them where no compiler is found, each
+followed by bias and the activation, the candidates taken in turn within every round. Ratios are torch.ao's time over
+ours: above 1 ours is faster. Run it on an idle machine, or with one thread.
 
-What a profile says, at K=384 and N=1536 on one core with AVX512-VNNI:
+What profiles say: docs/performance.md for the C++ kernels. Of the stand-ins, at K=384 and N=1536 on one core:
 
 - M=16: the GEMM takes about 75 of 175 µs; the rest is about 25 small torch operations and the call of a Python op.
-  Choosing scales and quantizing is 17 of them, the scale, zero point and bias afterwards 4.
 - M=1024 with GELU: the GEMM 73%, GELU 16%, scale, zero point and bias 5% (two passes over the output, since oneDNN
   knows no scale per row), choosing scales and quantizing 4% (five passes over the input).
 - `torch.aminmax` along an axis is not vectorised and takes fifteen times as long as `amin` and `amax`; so is the
   conversion of float32 to uint8 beside that to int8 or int32.
-
-So the static kernel, one fused call, beats torch.ao from M=16 or 128 on, and with an activation everywhere, while the
-dynamic one pays for scales per token 15 to 30% at small and up to 15% at large sizes.
 """
 
 import argparse
@@ -34,6 +31,8 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.nn import functional
 
 import fxquant.kernels  # noqa: F401  (defines the ops)
+from fxquant.kernels.x86 import native
+from fxquant.kernels.x86.packed import column_sums, pack
 
 SIZES = ((384, 384), (384, 1536), (1536, 384), (768, 768), (768, 3072), (3072, 768))
 Candidates = dict[str, Callable[[], Tensor]]
@@ -66,15 +65,17 @@ def candidates(rows: int, depth: int, width: int, activation: str) -> Candidates
     q = torch.ops.fxquant.quantize(x, x_scale, x_zero_point, None, 0, 255, torch.uint8)
     ao = torch_ao(weight, bias)
     after = functional.gelu if activation == "gelu" else (lambda y: y)
-    dynamic = torch.ops.fxquant.x86_linear_dynamic_int8.default
-    static = torch.ops.fxquant.x86_linear_int8.default
-    spec = ("uint8", "per-token", False, "restricted")
+    ops = torch.ops.fxquant
+    packed = (pack(integers), scale, column_sums(integers), bias, None, activation)
+    plain = (integers, scale, bias, None, activation)
     output = (None, None, 0, 0, torch.float32)
     return {
         "float32": lambda: after(functional.linear(x, weight, bias)),
         "torch.ao": lambda: after(ao(x)),
-        "dynamic": lambda: dynamic(x, integers, scale, bias, None, activation, *spec),
-        "static": lambda: static(q, x_scale, x_zero_point, integers, scale, bias, None, activation, *output),
+        "dynamic": lambda: ops.x86_packed_linear_dynamic_int8(x, *packed, "uint8", False, "restricted"),
+        "static": lambda: ops.x86_packed_linear_int8(q, x_scale, x_zero_point, *packed, *output),
+        "stand-in, d.": lambda: ops.x86_linear_dynamic_int8(x, *plain, "uint8", "per-token", False, "restricted"),
+        "stand-in, s.": lambda: ops.x86_linear_int8(q, x_scale, x_zero_point, *plain, *output),
     }
 
 
@@ -100,14 +101,15 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.backends.quantized.engine = "onednn"
     warnings.simplefilter("ignore")
-    print(machine())
-    print(f"{'K':>5}{'N':>6}{'M':>6} {'act':5}{'float32':>10}{'torch.ao':>10}{'dynamic':>10}{'static':>10}  ratios")
+    print(f"{machine()}, kernels: {native.use_isa('') if native.available() else 'no C++ ones'}")
+    names = ("float32", "torch.ao", "dynamic", "static", "stand-in, d.", "stand-in, s.")
+    print(f"{'K':>5}{'N':>6}{'M':>6} {'act':5}{''.join(f'{name:>13}' for name in names)}  ratios of dynamic, static")
     for depth, width in SIZES:
         for activation in ("none", "gelu"):
             for rows in arguments.rows:
                 with torch.inference_mode():
                     found = medians(candidates(rows, depth, width, activation), arguments.rounds)
-                times = "".join(f"{value:10.1f}" for value in found.values())
+                times = "".join(f"{value:13.1f}" for value in found.values())
                 ratios = " ".join(f"{found['torch.ao'] / found[name]:5.2f}" for name in ("dynamic", "static"))
                 print(f"{depth:5}{width:6}{rows:6} {activation:5}{times}  {ratios}", flush=True)
 

@@ -9,6 +9,7 @@ from torch import fx, nn
 from fxquant.backends import Backend
 from fxquant.calibration import calibrate
 from fxquant.errors import ConfigError, CoverageError, FxQuantError
+from fxquant.graph import edit
 from fxquant.graph.capture import capture
 from fxquant.ledger import Ledger, read_ledger
 from fxquant.observers import Observer
@@ -40,7 +41,7 @@ def quantize(
     Raises:
         FxQuantError: whatever the stages raise; nothing is changed then.
     """
-    prepared = prepare(capture(model, example_inputs), backend, recipe)
+    prepared = prepare(_captured(model, example_inputs), backend, recipe)
     if strict:
         check_coverage(prepared)
     if needs_calibration(prepared):
@@ -54,6 +55,17 @@ def quantize(
     if strict:
         check_coverage(lowered)
     return lowered
+
+
+def _captured(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
+    """Return the graph of a model; one that is captured already is taken as it is."""
+    stage = edit.marks(model).get("stage") if isinstance(model, fx.GraphModule) else None
+    if stage is None:
+        return capture(model, example_inputs)
+    if stage != "captured":
+        raise FxQuantError(f"quantize takes a model or a captured graph, got one that is {stage} already")
+    assert isinstance(model, fx.GraphModule)
+    return model
 
 
 def needs_calibration(graph: fx.GraphModule | Program) -> bool:

@@ -6,6 +6,7 @@ from graphs import Call, last_call
 from torch import nn
 from torch.nn import functional
 
+import fxquant as fxq
 from fxquant.graph.capture import capture
 from fxquant.ops.cost import family, macs
 
@@ -22,6 +23,21 @@ CASES = {
     ),
     "conv2d with groups": (nn.Conv2d(4, 6, 3, groups=2), [(2, 4, 9, 9)], "convolution", 2 * 6 * 7 * 7 * 2 * 9),
     "transposed conv": (nn.ConvTranspose1d(4, 6, 3), [(2, 4, 9)], "convolution", 2 * 4 * 9 * 6 * 3),
+    "einsum": (
+        Call(lambda a, b: torch.einsum("bij,bjk->bik", a, b)),
+        [(2, 3, 4), (2, 4, 5)],
+        "attention",
+        2 * 3 * 4 * 5,
+    ),
+    "einsum with an ellipsis": (
+        Call(lambda a, b: torch.einsum("...ij,jk->...ik", a, b)),
+        [(2, 3, 4), (4, 5)],
+        "attention",
+        2 * 3 * 4 * 5,
+    ),
+    "tensordot": (Call(lambda a, b: torch.tensordot(a, b, 1)), [(2, 3, 4), (4, 5)], "attention", 2 * 3 * 4 * 5),
+    "matrix by vector": (Call(torch.mv), [(3, 4), (4,)], "linear", 12),
+    "bilinear": (nn.Bilinear(3, 4, 5), [(2, 3), (2, 4)], "linear", 2 * 5 * 3 * 4),
     "no matrix arithmetic": (nn.ReLU(), [(3, 4)], None, 0),
 }
 
@@ -31,3 +47,14 @@ def test_counts(case):
     model, shapes, kind, expected = CASES[case]
     node = last_call(capture(model.eval(), tuple(torch.randn(shape) for shape in shapes), dynamic=False))
     assert (family(node), macs(node)) == (kind, expected)
+
+
+def test_a_recurrent_layer_is_not_silent():
+    """Its outputs are several, and still it has a cost, a row, and under strict an error."""
+    graph = capture(nn.LSTM(4, 6, batch_first=True).eval(), (torch.randn(2, 3, 4),), dynamic=False)
+    (node,) = [node for node in graph.graph.nodes if family(node)]
+    assert macs(node) == 2 * 3 * (4 * 6 * 4 + 4 * 6 * 6)
+    (row,) = [row for row in fxq.ledger(fxq.prepare(graph, "x86", "dynamic")).rows if row.family]
+    assert (row.code, row.op) == ("no-rule", "aten.lstm.input")
+    with pytest.raises(fxq.CoverageError, match=r"aten\.lstm"):
+        fxq.quantize(graph, (torch.randn(2, 3, 4),), strict=True)
