@@ -3,9 +3,9 @@
 A `Rule` computes a node's value in another way from the values so far, or returns None to leave it as it is:
 
 - `linear_once`: a Q/DQ linear as one fused multiply-add on exact integer sums, y = S·Σ (q_x − Z_x)·q_w + b rounded to
-  float32 once, with S = S_x·S_w in float32; `kernel_once`: the same in the reference kernel.
+  float32 once, with S = S_x·S_w in float32; `kernel_once`: the same in the reference kernel, with the
+  GELU of torch.
 - `linear_in_double`: the product of the float32 factors that `dequantize` gives, in float64.
-- `linear_as_kernel`: the reference kernel's own sequence of operations, in the Q/DQ graph.
 - `nudge`: the first linear of a Q/DQ graph one unit in the last place higher; all else as it was.
 - `with_gelu`: a rule, and every GELU computed by a function of one's choice, such as `x86_gelu`, that of the C++
   kernels.
@@ -104,16 +104,6 @@ def linear_in_double(node: fx.Node, values: Values) -> Tensor | None:
     bias = _bias(node, values)
     x, weight = (values[edge].double() for edge in node.args[:2])
     return functional.linear(x, weight, None if bias is None else bias.double()).float()
-
-
-def linear_as_kernel(node: fx.Node, values: Values) -> Tensor | None:
-    """See above."""
-    if not _is_quantized_linear(node):
-        return None
-    (q, x_scale, zero_point), (weight, weight_scale, _) = (_quantized(edge, values) for edge in node.args[:2])
-    quantized = (q, x_scale, zero_point, weight, weight_scale)
-    y: Tensor = KERNEL(*quantized, _bias(node, values), None, "none", None, None, 0, 0, torch.float32)
-    return y
 
 
 def with_gelu(rule: Rule, gelu: Callable[[Tensor], Tensor]) -> Rule:
