@@ -104,7 +104,9 @@ def _build(sources: list[str], library: Path) -> None:
             build_directory=folder,
             is_python_module=False,
         )
-        os.replace(Path(folder) / "fxquant_x86.so", library)  # noqa: PTH105  Path.replace is not atomic on all systems
+        # torch adds a version to the name where this process has built others, so the file is looked for.
+        (built,) = Path(folder).glob("*.so")
+        os.replace(built, library)  # noqa: PTH105  Path.replace is not atomic on all systems
 
 
 def _first_line(error: Exception) -> str:

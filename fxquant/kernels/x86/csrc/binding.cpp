@@ -162,7 +162,8 @@ Tensor linear_static(const Tensor& x_, const Tensor& x_scale, const Tensor& x_ze
   const int32_t shift = x.scalar_type() == at::kChar ? 128 : 0;
   if (shift) x = x.view(at::kByte).bitwise_xor(128);  // s8 → u8 + 128
   if (plan.k % fxq::kDepth) x = at::constant_pad_nd(x, {0, plan.depths * fxq::kDepth - plan.k});
-  const Tensor scales = x_scale.contiguous(), zero_points = x_zero_point.add(shift).contiguous();
+  const Tensor scales = x_scale.contiguous();
+  const Tensor zero_points = (shift ? x_zero_point.add(shift) : x_zero_point).contiguous();
   const auto bias_held = contiguous(bias), residual_held = expanded(residual, y);
   fxq::Linear op = linear_of(plan, packed, weight_scale, weight_sum, bias_held, residual_held, activation);
   op.x = x.const_data_ptr<uint8_t>();
