@@ -70,8 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the demo."""
     start = time.perf_counter()
     args = parse(arguments)
-    folder = args.model or packaged_model()
     calibration, held_out = texts(args)
+    folder = args.model or packaged_model()
     with step(f"loading {folder.name if args.model else PACKAGE}"):
         pretrained = load_pretrained(folder)
     graphs = quantized(pretrained, pretrained.batches(calibration))

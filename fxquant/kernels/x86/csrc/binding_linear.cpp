@@ -1,26 +1,18 @@
-// The torch ops over the core: checks, packing's shapes, and the split of the work over torch's threads.
-#include <ATen/Parallel.h>
+// The torch ops of linears, quantization and embeddings over the core: checks and the shapes of packing.
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <functional>
 #include <string_view>
 #include <vector>
 
-#include "core.h"
+#include "binding.h"
 
 namespace {
 
 using at::Tensor;
 using std::optional;
 using std::string_view;
-
-const fxq::Isa& isa() {
-  const fxq::Isa* chosen = fxq::isa();
-  TORCH_CHECK(chosen, "fxquant: this CPU has neither avx512_vnni nor avx2");
-  return *chosen;
-}
 
 fxq::Activation activation_of(string_view name) {
   if (name == "none") return fxq::Activation::none;
@@ -44,8 +36,6 @@ fxq::RowScheme scheme_of(string_view dtype, bool symmetric, string_view range) {
 
 // Rows that one thread takes at a time: few enough that their bytes stay in its L2 cache, a multiple of every tile.
 constexpr int64_t kChunk = 96;
-// Below this many multiply-accumulates waking a second thread costs more than it gives.
-constexpr int64_t kSerial = int64_t{1} << 21;
 
 struct Plan {
   int64_t rows, k, n, depths, blocks, threads;
@@ -57,15 +47,10 @@ struct Plan {
     TORCH_CHECK((k + 3) / 4 == depths, "fxquant: x has ", k, " features, the weight ", depths * 4, " or up to 3 fewer");
     rows = 1;
     for (const int64_t size : x.sizes().slice(0, x.dim() - 1)) rows *= size;
-    threads = rows * n * k < kSerial ? 1 : at::get_num_threads();
+    threads = rows * n * k < fxq::kSerial ? 1 : at::get_num_threads();
     by_rows = rows >= 24 * threads;
   }
 };
-
-void over(int64_t threads, int64_t count, const std::function<void(int64_t, int64_t)>& work) {
-  if (threads == 1) return work(0, count);
-  at::parallel_for(0, count, (count + threads - 1) / threads, work);
-}
 
 // Fill what does not depend on the rows.
 fxq::Linear linear_of(const Plan& plan, const Tensor& packed, const Tensor& weight_scale, const Tensor& weight_sum,
@@ -101,10 +86,6 @@ optional<Tensor> expanded(const optional<Tensor>& residual, const Tensor& y) {
   return residual->to(at::kFloat).expand(y.sizes()).contiguous();
 }
 
-optional<Tensor> contiguous(const optional<Tensor>& tensor) {
-  return tensor ? optional<Tensor>(tensor->contiguous()) : tensor;
-}
-
 Tensor linear_dynamic(const Tensor& x_, const Tensor& packed, const Tensor& weight_scale, const Tensor& weight_sum,
                       const optional<Tensor>& bias, const optional<Tensor>& residual, string_view activation,
                       string_view dtype, bool symmetric, string_view range) {
@@ -112,14 +93,14 @@ Tensor linear_dynamic(const Tensor& x_, const Tensor& packed, const Tensor& weig
   const Plan plan(x, packed, weight_sum);
   Tensor y = output_like(x, plan.n, at::kFloat);
   if (!y.numel()) return y;
-  const auto bias_held = contiguous(bias), residual_held = expanded(residual, y);
+  const auto bias_held = fxq::contiguous(bias), residual_held = expanded(residual, y);
   fxq::Linear op = linear_of(plan, packed, weight_scale, weight_sum, bias_held, residual_held, activation);
   const fxq::RowScheme scheme = scheme_of(dtype, symmetric, range);
   op.x_stride = plan.depths * fxq::kDepth;
   op.per_row = 1;
   const float* values = x.const_data_ptr<float>();
   float* out = y.data_ptr<float>();
-  const fxq::Isa& kernels = isa();
+  const fxq::Isa& kernels = fxq::chosen_isa();
 
   // Quantize some rows into this thread's buffer, then multiply them with some blocks of columns.
   const auto run = [&](int64_t row, int64_t rows, int64_t block, int64_t block_end) {
@@ -141,9 +122,9 @@ Tensor linear_dynamic(const Tensor& x_, const Tensor& packed, const Tensor& weig
     for (int64_t r = row; r < row_end; r += kChunk) run(r, std::min(kChunk, row_end - r), block, block_end);
   };
   if (plan.by_rows) {
-    over(plan.threads, plan.rows, [&](int64_t a, int64_t b) { chunks(a, b, 0, plan.blocks); });
+    fxq::over(plan.threads, plan.rows, [&](int64_t a, int64_t b) { chunks(a, b, 0, plan.blocks); });
   } else {
-    over(plan.threads, plan.blocks, [&](int64_t a, int64_t b) { chunks(0, plan.rows, a, b); });
+    fxq::over(plan.threads, plan.blocks, [&](int64_t a, int64_t b) { chunks(0, plan.rows, a, b); });
   }
   return y;
 }
@@ -164,7 +145,7 @@ Tensor linear_static(const Tensor& x_, const Tensor& x_scale, const Tensor& x_ze
   if (plan.k % fxq::kDepth) x = at::constant_pad_nd(x, {0, plan.depths * fxq::kDepth - plan.k});
   const Tensor scales = x_scale.contiguous();
   const Tensor zero_points = (shift ? x_zero_point.add(shift) : x_zero_point).contiguous();
-  const auto bias_held = contiguous(bias), residual_held = expanded(residual, y);
+  const auto bias_held = fxq::contiguous(bias), residual_held = expanded(residual, y);
   fxq::Linear op = linear_of(plan, packed, weight_scale, weight_sum, bias_held, residual_held, activation);
   op.x = x.const_data_ptr<uint8_t>();
   op.x_stride = plan.depths * fxq::kDepth;
@@ -182,13 +163,13 @@ Tensor linear_static(const Tensor& x_, const Tensor& x_scale, const Tensor& x_ze
   } else {
     op.y = y.data_ptr<float>();
   }
-  const fxq::Isa& kernels = isa();
+  const fxq::Isa& kernels = fxq::chosen_isa();
   if (plan.by_rows) {
-    over(plan.threads, plan.rows, [&](int64_t a, int64_t b) {
+    fxq::over(plan.threads, plan.rows, [&](int64_t a, int64_t b) {
       for (int64_t r = a; r < b; r += kChunk) kernels.linear(op, r, std::min(b, r + kChunk), 0, plan.blocks);
     });
   } else {
-    over(plan.threads, plan.blocks, [&](int64_t a, int64_t b) { kernels.linear(op, 0, plan.rows, a, b); });
+    fxq::over(plan.threads, plan.blocks, [&](int64_t a, int64_t b) { kernels.linear(op, 0, plan.rows, a, b); });
   }
   return y;
 }
@@ -203,8 +184,8 @@ Tensor quantize_tensor(const Tensor& x_, const Tensor& scale, const Tensor& zero
   const int32_t z = zero_point.item<int32_t>();
   const float* values = x.const_data_ptr<float>();
   uint8_t* bytes = static_cast<uint8_t*>(q.data_ptr());
-  over(x.numel() < 1 << 16 ? 1 : at::get_num_threads(), x.numel(),
-       [&](int64_t a, int64_t b) { isa().quantize_all(values + a, b - a, scheme, s, z, bytes + a); });
+  fxq::over(x.numel() < 1 << 16 ? 1 : at::get_num_threads(), x.numel(),
+       [&](int64_t a, int64_t b) { fxq::chosen_isa().quantize_all(values + a, b - a, scheme, s, z, bytes + a); });
   return q;
 }
 
@@ -223,8 +204,8 @@ Tensor embedding(const Tensor& weight, const Tensor& weight_scale, const Tensor&
   const int8_t* bytes = rows.const_data_ptr<int8_t>();
   const float* s = scales.const_data_ptr<float>();
   float* out = y.data_ptr<float>();
-  over(count * d < 1 << 16 ? 1 : at::get_num_threads(), count, [&](int64_t a, int64_t b) {
-    isa().embedding(bytes, s, scales.numel() > 1, index + a, b - a, d, out + a * d);
+  fxq::over(count * d < 1 << 16 ? 1 : at::get_num_threads(), count, [&](int64_t a, int64_t b) {
+    fxq::chosen_isa().embedding(bytes, s, scales.numel() > 1, index + a, b - a, d, out + a * d);
   });
   return y;
 }
