@@ -23,6 +23,8 @@ namespace avx2_impl {
 
 #include "epilogue.h"
 
+#include "norm.h"
+
 inline __m256i broadcast(const uint8_t* p) {
   int32_t four;
   std::memcpy(&four, p, sizeof four);
@@ -75,7 +77,16 @@ void linear(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64
 
 }  // namespace avx2_impl
 
-const Isa avx2 = {"avx2", avx2_impl::quantize_rows, avx2_impl::quantize_all, avx2_impl::linear, avx2_impl::embedding};
+const Isa avx2 = {
+    "avx2",
+    avx2_impl::quantize_rows,
+    avx2_impl::quantize_all,
+    avx2_impl::linear,
+    avx2_impl::embedding,
+    avx2_impl::norm,
+    avx2_impl::add,
+    avx2_impl::multiply,
+};
 
 }  // namespace fxq
 

@@ -23,6 +23,8 @@ namespace avx512_vnni_impl {
 
 #include "epilogue.h"
 
+#include "norm.h"
+
 inline __m512i broadcast(const uint8_t* p) {
   int32_t four;
   std::memcpy(&four, p, sizeof four);
@@ -74,8 +76,16 @@ void linear(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64
 
 }  // namespace avx512_vnni_impl
 
-const Isa avx512_vnni = {"avx512_vnni", avx512_vnni_impl::quantize_rows, avx512_vnni_impl::quantize_all,
-                         avx512_vnni_impl::linear, avx512_vnni_impl::embedding};
+const Isa avx512_vnni = {
+    "avx512_vnni",
+    avx512_vnni_impl::quantize_rows,
+    avx512_vnni_impl::quantize_all,
+    avx512_vnni_impl::linear,
+    avx512_vnni_impl::embedding,
+    avx512_vnni_impl::norm,
+    avx512_vnni_impl::add,
+    avx512_vnni_impl::multiply,
+};
 
 }  // namespace fxq
 
