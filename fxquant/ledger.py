@@ -158,7 +158,8 @@ def _dtypes(specs: dict[str, QuantSpec], requantized: bool) -> str:
 
 
 def _scheme(spec: QuantSpec) -> str:
-    return f"{spec.dtype} {spec.granularity}{' dynamic' if spec.dynamic else ''}"
+    size = "" if spec.group_size is None else f" {spec.group_size}"
+    return f"{spec.dtype} {spec.granularity}{size}{' dynamic' if spec.dynamic else ''}"
 
 
 def _cells(row: Row, total: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ Integer-Arithmetic-Only Inference", equations 1 and 2.
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fxquant.spec import QParams, QuantSpec
 
@@ -21,6 +22,13 @@ def along(value: Tensor, axis: int | None, ndim: int) -> Tensor:
     shape = [1] * ndim
     shape[axis] = -1
     return value.reshape(shape)
+
+
+def spread(value: Tensor, qparams: QParams, shape: torch.Size) -> Tensor:
+    """Return a scale or zero point of `qparams` so that it broadcasts against a tensor of `shape`."""
+    if qparams.group_size is None or value.ndim == 0:
+        return along(value, qparams.axis, len(shape))
+    return value.repeat_interleave(qparams.group_size, dim=-1)[..., : shape[-1]]
 
 
 def qparams_from_range(low: Tensor, high: Tensor, spec: QuantSpec, axis: int | None = None) -> QParams:
@@ -43,13 +51,13 @@ def qparams_from_range(low: Tensor, high: Tensor, spec: QuantSpec, axis: int | N
         scale = (high / 2 - low / 2) / ((spec.qmax - spec.qmin) / 2)
         zero_point = (spec.qmin - low / scale.clamp(min=SMALLEST_SCALE)).round().clamp(spec.qmin, spec.qmax)
     scale = torch.where(scale == 0, torch.ones_like(scale), scale.clamp(min=SMALLEST_SCALE))
-    return QParams(scale, zero_point.nan_to_num().to(torch.int32), axis)
+    return QParams(scale, zero_point.nan_to_num().to(torch.int32), axis, spec.group_size)
 
 
 def choose_qparams(x: Tensor, spec: QuantSpec) -> QParams:
     """Return the QParams of one tensor from its own minimum and maximum, over the axes that `spec` shares.
 
-    Shapes: () per tensor, (channels,) per channel, x.shape[:-1] + (1,) per token. An empty tensor gets S = 1.
+    Shapes as `value_range` gives them. An empty tensor gets S = 1.
     """
     low, high = value_range(x, spec)
     return qparams_from_range(low, high, spec, spec.axis)
@@ -58,10 +66,13 @@ def choose_qparams(x: Tensor, spec: QuantSpec) -> QParams:
 def value_range(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Return the minimum and maximum of `x` over the axes that `spec` shares, 0 where there is nothing; NaN propagates.
 
-    Shapes: () per tensor, (channels,) per channel, x.shape[:-1] + (1,) per token.
+    Shapes: () per tensor, (channels,) per channel, x.shape[:-1] + (1,) per token, x.shape[:-1] + (groups,) per group.
     """
     if spec.granularity == "per-tensor":
         return torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+    if spec.group_size is not None:
+        groups = as_groups(x, spec.group_size)
+        return groups.amin(dim=-1), groups.amax(dim=-1)
     per_token = spec.granularity == "per-token"
     rows = x if per_token else as_rows(x, spec.axis)
     if rows.ndim and rows.shape[-1] == 0:
@@ -78,6 +89,12 @@ def as_rows(x: Tensor, axis: int | None) -> Tensor:
     return x.movedim(axis, 0).unsqueeze(-1).flatten(1)
 
 
+def as_groups(x: Tensor, size: int) -> Tensor:
+    """Return `x` (…, K) as (…, ⌈K/size⌉, size); zeros, which every range holds, fill up a shorter last group."""
+    padded = functional.pad(x, (0, -x.shape[-1] % size))
+    return padded.reshape(*x.shape[:-1], padded.shape[-1] // size, size)
+
+
 def quantize(x: Tensor, qparams: QParams, spec: QuantSpec) -> Tensor:
     """Return q = clamp(round(x/S) + Z, qmin, qmax) in the spec's storage dtype, in the shape of `x`."""
     return quantize_to(x, qparams, spec.qmin, spec.qmax, spec.format.torch_dtype)
@@ -85,8 +102,7 @@ def quantize(x: Tensor, qparams: QParams, spec: QuantSpec) -> Tensor:
 
 def quantize_to(x: Tensor, qparams: QParams, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
     """Return q = clamp(round(x/S) + Z, qmin, qmax) as the integer `dtype`, in the shape of `x`."""
-    scale = along(qparams.scale, qparams.axis, x.ndim)
-    zero_point = along(qparams.zero_point, qparams.axis, x.ndim)
+    scale, zero_point = (spread(each, qparams, x.shape) for each in (qparams.scale, qparams.zero_point))
     # float32 cannot hold every int32, and a half-precision quotient would be rounded twice.
     x = x.to(torch.promote_types(x.dtype, torch.float64 if dtype is torch.int32 else torch.float32))
     q = (x / scale).round_().add_(zero_point).clamp_(qmin, qmax)
@@ -96,8 +112,7 @@ def quantize_to(x: Tensor, qparams: QParams, qmin: int, qmax: int, dtype: torch.
 
 def dequantize(q: Tensor, qparams: QParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return S·(q − Z) as `dtype`, in the shape of `q`."""
-    scale = along(qparams.scale, qparams.axis, q.ndim)
-    zero_point = along(qparams.zero_point, qparams.axis, q.ndim)
+    scale, zero_point = (spread(each, qparams, q.shape) for each in (qparams.scale, qparams.zero_point))
     # The difference of two int32 may need 33 bits.
     wide = torch.int64 if q.dtype is torch.int32 else torch.int32
     return ((q.to(wide) - zero_point).to(torch.float32) * scale).to(dtype)

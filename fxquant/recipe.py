@@ -21,27 +21,30 @@ SPEC_FIELDS = tuple(f.name for f in fields(QuantSpec))
 # Without these a spec that holds one field only would contradict itself.
 _COMPANIONS: dict[str, dict[str, Any]] = {
     "axis": {"granularity": "per-channel"},
-    "granularity": {"dynamic": True},
+    "group_size": {"granularity": "per-group"},
 }
 
 
 def check_field(key: str, value: object) -> None:
     """Raise `ConfigError` unless `key` is a field of QuantSpec and `value` a value that it can have."""
     known_keys({key: value}, SPEC_FIELDS)
-    QuantSpec.from_dict({**_COMPANIONS.get(key, {}), key: value})
+    companions = {"dynamic": value == "per-token"} if key == "granularity" else _COMPANIONS.get(key, {})
+    QuantSpec.from_dict({**companions, key: value})
 
 
 def apply_changes(current: QuantSpec | None, changes: Changes, stands: QuantSpec) -> QuantSpec | None:
     """Return the spec that `changes` make of `current`; None means float.
 
     Changes to a spec that was float start from `stands`, the backend's own. An axis is inherited only by per-channel
-    specs, and observer options only by specs with the same observer.
+    specs, a group size only by per-group ones, and observer options only by specs with the same observer.
     """
     if isinstance(changes, str):
         return None
     inherited = (current or stands).to_dict()
     if changes.get("granularity", inherited["granularity"]) != "per-channel":
         inherited["axis"] = None
+    if changes.get("granularity", inherited["granularity"]) != "per-group":
+        inherited.pop("group_size", None)
     if changes.get("observer", inherited["observer"]) != inherited["observer"]:
         inherited["options"] = {}
     return QuantSpec.from_dict({**inherited, **changes})

@@ -9,7 +9,7 @@ from fxquant.errors import ConfigError, suggest
 
 
 class IntegerFormat(NamedTuple):
-    """An integer format: the torch dtype that stores it and its whole value range."""
+    """An integer format: the torch dtype that holds a value and the whole value range."""
 
     torch_dtype: torch.dtype
     minimum: int
@@ -19,13 +19,21 @@ class IntegerFormat(NamedTuple):
     def signed(self) -> bool:
         return self.minimum < 0
 
+    @property
+    def packed(self) -> bool:
+        """Whether constants of this format are stored two to a byte."""
+        return self.maximum - self.minimum < 16
+
 
 FORMATS: dict[str, IntegerFormat] = {
     "int8": IntegerFormat(torch.int8, -128, 127),
     "uint8": IntegerFormat(torch.uint8, 0, 255),
+    "int4": IntegerFormat(torch.int8, -8, 7),
+    "uint4": IntegerFormat(torch.uint8, 0, 15),
     "int32": IntegerFormat(torch.int32, -(2**31), 2**31 - 1),
 }
-GRANULARITIES = ("per-tensor", "per-channel", "per-token")
+GRANULARITIES = ("per-tensor", "per-channel", "per-token", "per-group")
+GROUP_SIZE = 32  # where a per-group spec does not say
 RANGES = ("restricted", "full")
 
 
@@ -37,14 +45,17 @@ class QuantSpec:
         - `dtype` is a key of `FORMATS`; `granularity` is one of `GRANULARITIES`.
         - `axis` is given for per-channel only: the axis that keeps a scale per index (may be negative).
         - per-token (one scale for each slice along the last axis) exists at run time only: `dynamic` is true.
+        - per-group (one scale for every `group_size` values along the last axis; a last group may be shorter) is for
+          constants: `dynamic` is false. `group_size` is given for per-group only.
         - `range` matters to symmetric signed formats: "restricted" uses [-127, 127] with S = max/127,
-          "full" uses [-128, 127] with S = 2·max/255.
+          "full" uses [-128, 127] with S = 2·max/255; in int4 [-7, 7] with max/7 and [-8, 7] with 2·max/15.
         - `observer` finds the range of a static tensor; `options` are its keyword arguments.
     """
 
     dtype: str = "int8"
     granularity: str = "per-tensor"
     axis: int | None = None
+    group_size: int | None = None
     symmetric: bool = False
     dynamic: bool = False
     range: str = "restricted"
@@ -61,6 +72,21 @@ class QuantSpec:
             raise ConfigError(f"axis = {self.axis} has a meaning for per-channel only, not for {self.granularity}")
         if self.granularity == "per-token" and not self.dynamic:
             raise ConfigError("per-token scales exist at run time only: set dynamic = true, or use per-tensor")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if self.granularity != "per-group":
+            if self.group_size is not None:
+                raise ConfigError(
+                    f"group_size = {self.group_size} has a meaning for per-group only, not for {self.granularity}"
+                )
+            return
+        if self.dynamic:
+            raise ConfigError("per-group scales are those of constants: set dynamic = false, or use per-token")
+        if self.group_size is None:
+            object.__setattr__(self, "group_size", GROUP_SIZE)
+        elif self.group_size < 1:
+            raise ConfigError(f"group_size = {self.group_size}: expected a positive integer")
 
     @property
     def format(self) -> IntegerFormat:
@@ -77,14 +103,16 @@ class QuantSpec:
         return self.format.maximum
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec as JSON-able data; `from_dict` reads it back."""
-        return {**asdict(self), "options": dict(self.options)}
+        """Return the spec as JSON-able data, without a `group_size` where it has none; `from_dict` reads it back."""
+        data = {**asdict(self), "options": dict(self.options)}
+        return data if self.group_size is not None else {key: data[key] for key in data if key != "group_size"}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Build a spec from data, raising `ConfigError` for an unknown key or a value of the wrong type."""
         known: dict[str, type] = {f.name: type(f.default) for f in fields(cls)}
-        special: dict[str, tuple[type, ...]] = {"axis": (int, type(None)), "options": (dict, tuple)}
+        number = (int, type(None))
+        special: dict[str, tuple[type, ...]] = {"axis": number, "group_size": number, "options": (dict, tuple)}
         for key, value in data.items():
             if key not in known:
                 raise ConfigError(f"unknown key {key!r}: {suggest(key, known)}")
@@ -103,10 +131,12 @@ def _check_choice(key: str, value: object, known: Any) -> None:
 class QParams(NamedTuple):
     """The scale and zero point of a tensor, x = scale·(q − zero_point).
 
-    Shapes: `scale` and `zero_point` are () per tensor, (channels,) per channel along `axis`, and (…, 1) per token,
-    where they broadcast against the tensor (`axis` is None). `scale` is float32, `zero_point` int32.
+    Shapes: `scale` and `zero_point` are () per tensor, (channels,) per channel along `axis`, (…, 1) per token, where
+    they broadcast against the tensor (`axis` is None), and (…, groups) per group, the last axis of the tensor being
+    cut into groups of `group_size` values. `scale` is float32, `zero_point` int32.
     """
 
     scale: torch.Tensor
     zero_point: torch.Tensor
     axis: int | None = None
+    group_size: int | None = None

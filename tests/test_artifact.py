@@ -20,7 +20,7 @@ from fxquant.graph.text import to_text
 from fxquant.ledger import read_ledger
 from fxquant.program import Program
 
-KINDS = [("dynamic", "x86"), ("dynamic", "reference"), ("static", "x86"), ("static", "reference")]
+KINDS = [(recipe, backend) for recipe in ("dynamic", "static", "weight-only-int4") for backend in ("x86", "reference")]
 
 
 def converted(captured, inputs, recipe="dynamic", backend="reference"):
@@ -97,6 +97,22 @@ def test_a_loaded_graph_is_the_graph_that_was_saved(bert, tmp_path):
     again = artifact.save(back, tmp_path / "b")
     for name in (artifact.MODEL, artifact.GRAPH, artifact.CONFIG, artifact.LEDGER):
         assert (again / name).read_bytes() == (tmp_path / "a" / name).read_bytes(), name
+
+
+def test_four_bit_weights_take_half_a_byte_each_on_disk(bert, tmp_path):
+    captured, inputs = bert
+    qdq = converted(captured, inputs, "weight-only-int4")
+    place = artifact.save(stages.lower(qdq), tmp_path / "a")
+    stored = load_file(place / artifact.MODEL)
+    weights = {name: tensor for name, tensor in stored.items() if name.endswith("_int4")}
+    assert len(weights) == sum(row.family == "linear" for row in read_ledger(qdq).rows)
+    for name, packed in weights.items():
+        assert packed.dtype is torch.uint8
+        parameter = edit.get_tensor(captured, next(n for n in captured.graph.nodes if f"{n.target}_int4" == name))
+        assert 2 * packed.numel() == parameter.numel()
+    for backend in ("x86", "reference"):
+        expected = stages.lower(qdq, backend)(**inputs).last_hidden_state
+        assert torch.equal(artifact.load(place, backend)(**inputs).last_hidden_state, expected)
 
 
 def test_a_lowered_graph_is_saved_as_its_qdq_graph(mlp, tmp_path):

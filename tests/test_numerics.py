@@ -37,7 +37,7 @@ def expected_qparams(low: float, high: float, spec: QuantSpec) -> tuple[float, i
 @given(low=FLOATS, high=FLOATS)
 def test_qparams_follow_the_definition(spec, low, high):
     low, high = sorted((low, high))
-    scale, zero_point, axis = numerics.qparams_from_range(torch.tensor(low), torch.tensor(high), spec)
+    scale, zero_point, axis, _ = numerics.qparams_from_range(torch.tensor(low), torch.tensor(high), spec)
     wanted_scale, wanted_zero = expected_qparams(low, high, spec)
     assert (scale.dtype, zero_point.dtype, axis) == (torch.float32, torch.int32, None)
     assert spec.qmin <= int(zero_point) <= spec.qmax
@@ -113,6 +113,47 @@ def test_per_channel_of_a_vector_has_a_scale_per_value():
     x = torch.tensor([127.0, -254.0, 0.0])
     qparams = numerics.choose_qparams(x, QuantSpec(granularity="per-channel", symmetric=True))
     assert qparams.scale.tolist() == [1.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8"])
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 3), st.integers(0, 40), st.integers(1, 17), st.integers(0, 99))
+def test_per_group_equals_each_group_alone(dtype, symmetric, rows, depth, size, seed):
+    x = torch.randn(2, rows, depth, generator=torch.Generator().manual_seed(seed))
+    spec = QuantSpec(dtype=dtype, granularity="per-group", group_size=size, symmetric=symmetric)
+    qparams = numerics.choose_qparams(x, spec)
+    groups = -(-depth // size)
+    assert qparams.scale.shape == qparams.zero_point.shape == (2, rows, groups)
+    q = numerics.quantize(x, qparams, spec)
+    assert q.dtype is spec.format.torch_dtype
+    back = numerics.dequantize(q, qparams)
+    alone = QuantSpec(dtype=dtype, granularity="per-channel", symmetric=symmetric)
+    for start in range(0, depth, size):
+        part = x[..., start : start + size].flatten(0, 1)
+        expected = numerics.choose_qparams(part, alone)
+        assert torch.equal(qparams.scale[..., start // size].reshape(-1), expected.scale)
+        assert torch.equal(
+            back[..., start : start + size].reshape(part.shape), numerics.fake_quantize(part, expected, alone)
+        )
+
+
+@pytest.mark.parametrize(
+    ("spec", "scale", "integers"),
+    [
+        (QuantSpec(dtype="int4", symmetric=True), 14 / 7, [-7, -1, 0, 7]),
+        (QuantSpec(dtype="int4", symmetric=True, range="full"), 2 * 14 / 15, [-8, -1, 0, 7]),
+        (QuantSpec(dtype="uint4", symmetric=True), 14 / 7, [1, 7, 8, 15]),
+        (QuantSpec(dtype="uint4"), 28 / 15, [0, 7, 8, 15]),
+        (QuantSpec(dtype="int4"), 28 / 15, [-8, -1, 0, 7]),
+    ],
+    ids=["restricted", "full", "unsigned-symmetric", "unsigned-affine", "signed-affine"],
+)
+def test_four_bits(spec, scale, integers):
+    x = torch.tensor([-14.0, -1.5, 0.0, 14.0])
+    qparams = numerics.choose_qparams(x, spec)
+    assert float(qparams.scale) == pytest.approx(scale)
+    assert numerics.quantize(x, qparams, spec).tolist() == integers
 
 
 def test_per_token_equals_each_token_alone():

@@ -27,7 +27,7 @@ def test_every_model_in_every_recipe(name):
         expected = model(**inputs)
     captured = fxq.capture(model, inputs)
     for backend in ("x86", "reference"):
-        for recipe in ("dynamic", "static", "weight-only"):
+        for recipe, least in (("dynamic", 30), ("static", 30), ("weight-only", 30), ("weight-only-int4", 15)):
             prepared = fxq.prepare(captured, backend, recipe)
             if needs_calibration(prepared):
                 fxq.calibrate(prepared, [inputs], progress=False)
@@ -37,7 +37,7 @@ def test_every_model_in_every_recipe(name):
             assert found.share("linear") == 1.0
             assert {row.code for row in found.rows if row.family} <= {"", "float-by-rule"}
             assert found.coverage == ledger(prepared).coverage
-            assert sqnr(first(expected), first(lowered(**inputs))) > 30, (backend, recipe)
+            assert sqnr(first(expected), first(lowered(**inputs))) > least, (backend, recipe)
 
 
 def test_the_model_is_left_as_it_was(mlp):

@@ -17,6 +17,10 @@ from fxquant.spec import FORMATS, QuantSpec
         (QuantSpec(dtype="uint8"), 0, 255),
         (QuantSpec(dtype="uint8", symmetric=True), 0, 255),
         (QuantSpec(dtype="int32", symmetric=True), -(2**31) + 1, 2**31 - 1),
+        (QuantSpec(dtype="int4"), -8, 7),
+        (QuantSpec(dtype="int4", symmetric=True), -7, 7),
+        (QuantSpec(dtype="int4", symmetric=True, range="full"), -8, 7),
+        (QuantSpec(dtype="uint4"), 0, 15),
     ],
     ids=lambda value: value if isinstance(value, int) else f"{value.dtype}-{value.symmetric}-{value.range}",
 )
@@ -25,10 +29,14 @@ def test_integer_range(spec, low, high):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_format_bounds_are_those_of_its_torch_dtype(name):
-    found = FORMATS[name]
+def test_format_bounds_are_those_of_its_bits(name):
+    found, bits = FORMATS[name], int(name.removeprefix("u").removeprefix("int"))
+    signed = not name.startswith("u")
+    assert (found.minimum, found.maximum) == ((-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1))
     stated = torch.iinfo(found.torch_dtype)
-    assert (found.minimum, found.maximum, found.signed) == (stated.min, stated.max, stated.min < 0)
+    assert (found.signed, found.signed) == (signed, stated.min < 0)
+    assert found.packed is (bits == 4)
+    assert (found.minimum, found.maximum) == (stated.min, stated.max) or found.packed
 
 
 def test_per_channel_keeps_axis_zero_unless_told():
@@ -39,14 +47,35 @@ def test_per_channel_keeps_axis_zero_unless_told():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dtype": "int9"}, r"dtype = 'int9' is not known: did you mean 'int8'\? Known: int32, int8, uint8"),
+        (
+            {"dtype": "int9"},
+            r"dtype = 'int9' is not known: did you mean 'int8'\? Known: int32, int4, int8, uint4, uint8",
+        ),
         ({"granularity": "per-row"}, r"granularity = 'per-row' is not known: did you mean 'per-"),
         ({"range": "restrict"}, r"range = 'restrict' is not known: did you mean 'restricted'\?"),
         ({"axis": 1}, r"axis = 1 has a meaning for per-channel only, not for per-tensor"),
         ({"granularity": "per-token", "dynamic": True, "axis": 1}, r"axis = 1 .* not for per-token"),
         ({"granularity": "per-token"}, r"per-token scales exist at run time only: set dynamic = true, or use"),
+        ({"group_size": 32}, r"group_size = 32 has a meaning for per-group only, not for per-tensor"),
+        ({"granularity": "per-group", "group_size": 0}, r"group_size = 0: expected a positive integer"),
+        (
+            {"granularity": "per-group", "dynamic": True},
+            r"per-group scales are those of constants: set dynamic = false",
+        ),
+        ({"granularity": "per-group", "axis": 0}, r"axis = 0 has a meaning for per-channel only, not for per-group"),
     ],
-    ids=["dtype", "granularity", "range", "axis-per-tensor", "axis-per-token", "static-per-token"],
+    ids=[
+        "dtype",
+        "granularity",
+        "range",
+        "axis-per-tensor",
+        "axis-per-token",
+        "static-per-token",
+        "group-per-tensor",
+        "empty-group",
+        "dynamic-per-group",
+        "axis-per-group",
+    ],
 )
 def test_invalid_spec_says_what_would_work(fields, message):
     with pytest.raises(ConfigError, match=message):
@@ -81,6 +110,13 @@ def test_dict_round_trip_through_json():
         options=(("bins", 1024), ("method", "mse")),
     )
     assert QuantSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_per_group_has_a_size_and_no_other_granularity_does():
+    assert QuantSpec(granularity="per-group").group_size == 32
+    spec = QuantSpec(dtype="int4", granularity="per-group", group_size=128)
+    assert QuantSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert "group_size" not in QuantSpec(granularity="per-channel").to_dict()
 
 
 def test_order_of_options_does_not_matter():

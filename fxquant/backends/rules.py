@@ -6,11 +6,11 @@ from typing import Any, Self
 
 from fxquant.config import expect, known_keys, known_name, required, within
 from fxquant.errors import ConfigError, suggest
-from fxquant.recipe import check_field
+from fxquant.recipe import FLOAT, check_field
 from fxquant.spec import QuantSpec
 
 # What a kernel can be limited in: how a range was found is none of its business.
-LIMITED = ("dtype", "granularity", "axis", "symmetric", "dynamic", "range")
+LIMITED = ("dtype", "granularity", "axis", "group_size", "symmetric", "dynamic", "range")
 INNER = "inner_multiple_of"
 
 
@@ -70,7 +70,8 @@ class Limits:
     """What a kernel takes in one role.
 
     Invariants:
-        - `allowed` maps fields of QuantSpec to the values that are taken; a field that is missing is not limited.
+        - `allowed` maps fields of QuantSpec to the values that are taken; a field that is missing is not limited. The
+          dtype "float" alone says that the role must not be quantized.
         - `inner_multiple_of` divides the size of the last axis.
     """
 
@@ -110,14 +111,15 @@ def _values(key: str, value: object) -> tuple[Any, ...]:
     if not values:
         raise ConfigError(f"{key} = []: expected at least one value that the kernel takes")
     for each in values:
-        check_field(key, each)
+        if (key, each) != ("dtype", FLOAT):
+            check_field(key, each)
     return values
 
 
 def _matters(key: str, spec: QuantSpec) -> bool:
     """Say whether a field has a meaning for `spec`: an axis per channel, a range where it is symmetric and signed."""
-    if key == "axis":
-        return spec.axis is not None
+    if key in ("axis", "group_size"):
+        return getattr(spec, key) is not None
     return key != "range" or (spec.symmetric and spec.format.signed)
 
 

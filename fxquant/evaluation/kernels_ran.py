@@ -17,6 +17,7 @@ OWN = "fxquant::"
 # An own op with one of these in its name multiplies matrices: by an operator that the trace shows inside it, else by
 # integer code of ours.
 OWN_PRODUCTS = ("linear", "matmul", "conv")
+OWN_FLOAT = "weight_only"  # own products with this in their name multiply floats
 WITHIN = " > "
 
 
@@ -57,22 +58,28 @@ def _is_product(name: str) -> bool:
 
 def integer_products(ran: Counter[str]) -> Counter[str]:
     """Return the part of a count that multiplied integers: own ops with compiled code, and what ran inside others."""
-    native = {name: count for name, count in _alone(ran).items() if any(word in name for word in OWN_PRODUCTS)}
-    return _called(ran, lambda name: name.startswith(INTEGER_PRODUCTS)) + Counter(native)
+    native = Counter({name: count for name, count in _native(ran).items() if OWN_FLOAT not in name})
+    return _called(ran, lambda name: name.startswith(INTEGER_PRODUCTS)) + native
 
 
 def float_products(ran: Counter[str]) -> Counter[str]:
     """Return the part of a count that multiplied floats, emulated integer arithmetic included."""
-    return _called(ran, lambda name: name in FLOAT_PRODUCTS)
+    native = Counter({name: count for name, count in _native(ran).items() if OWN_FLOAT in name})
+    return _called(ran, lambda name: name in FLOAT_PRODUCTS) + native
 
 
 def other_kernels(ran: Counter[str]) -> Counter[str]:
     """Return the fxquant ops in a count that multiplied no matrices: look-ups, quantize and dequantize."""
-    return _alone(ran) - integer_products(ran)
+    return _alone(ran) - _native(ran)
 
 
 def _called(ran: Counter[str], wanted: Callable[[str], bool]) -> Counter[str]:
     return Counter({name: count for name, count in ran.items() if wanted(name.split(WITHIN)[-1])})
+
+
+def _native(ran: Counter[str]) -> Counter[str]:
+    """Return the own products that called no other: compiled code of ours."""
+    return Counter({n: count for n, count in _alone(ran).items() if any(word in n for word in OWN_PRODUCTS)})
 
 
 def _alone(ran: Counter[str]) -> Counter[str]:

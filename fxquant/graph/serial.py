@@ -6,6 +6,7 @@ nodes in order, empty entries left out. Tensors are not part of it: a get_attr n
 
 import keyword
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,13 +91,23 @@ def from_data(data: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     root = nn.Module()
     for name in names:
         _attach(root, name, tensors[name])
-    gm = fx.GraphModule(root, graph, class_name="LoadedGraph")
+    gm = _compiled(root, graph)
     gm.meta[edit.KEY] = data["marks"]
     for node in graph.nodes:
         if node.op == "get_attr":
             edit.mark(node, value=edit.describe(edit.get_tensor(gm, node)).to_dict())
     gm.eval()
     return gm
+
+
+def _compiled(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """Return the module of a graph; where its arguments make no sense (an item of True), its code says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SyntaxWarning)
+        try:
+            return fx.GraphModule(root, graph, class_name="LoadedGraph")
+        except SyntaxError as error:
+            raise ArtifactError(f"a graph makes no program that can run: {error.msg}") from None
 
 
 def _graph(entries: Sequence[dict[str, Any]], signature: Signature) -> fx.Graph:

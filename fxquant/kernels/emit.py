@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import torch
 from torch import fx
 
+from fxquant.graph import edit
 from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import Emitter
 
 ACTIVATIONS = {"linear": "none", "linear_add": "none", "linear_relu": "relu", "linear_silu": "silu"}
+UNQUANTIZED = "of float activations it gives float32, where its result is to be quantized"
 LINEARS = (*ACTIVATIONS, "linear_gelu")
 
 
@@ -60,6 +63,8 @@ def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitte
         x, (weight, weight_scale) = site.read("x"), _integers(site.read("weight"))
         tail = (_bias(site), site.float_value("residual"), activation_of(site))
         if x.quantized is None or x.spec is None:
+            if site.requantize is not None:
+                return UNQUANTIZED
             return site.emit(weight_only, x.value, weight, weight_scale, *tail)
         if dynamic is not None and x.source is not None and site.requantize is None:
             spec = (x.spec.dtype, x.spec.granularity, x.spec.symmetric, x.spec.range)
@@ -67,6 +72,39 @@ def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitte
         return site.emit(
             static, x.quantized, x.scale, x.zero_point, weight, weight_scale, *tail, *site.output_arguments()
         )
+
+    return emit
+
+
+def weight_only_refusal(site: Site) -> str | None:
+    """Return why a kernel of float activations cannot take a site's weight, whatever its backend file allows."""
+    spec = site.read("weight").spec
+    if site.read("x").quantized is not None:
+        return "the activations have to stay in float"
+    if site.requantize is not None:
+        return UNQUANTIZED
+    if spec is None or spec.format.torch_dtype is torch.int32 or spec.dynamic or spec.axis not in (None, 0, -2):
+        return "the weight has to have 8 or 4 bits, static, and one scale a tensor, a channel of axis 0 or a group"
+    return None
+
+
+def stored(node: fx.Node) -> fx.Node:
+    """Return the constant behind the integers of a weight: the node itself, or the bytes that it unpacks."""
+    return node if edit.is_constant(node) else node.all_input_nodes[0]
+
+
+def weight_only_emitter(op: Any) -> Emitter:
+    """Return the emitter of a linear of float activations and weights of 8 or 4 bits, as they are stored."""
+
+    def emit(site: Site) -> fx.Node | str:
+        refused = weight_only_refusal(site)
+        if refused is not None:
+            return refused
+        weight = site.read("weight")
+        assert weight.quantized is not None and weight.spec is not None, "a claimed weight is quantized"
+        tail = (_bias(site), site.float_value("residual"), activation_of(site))
+        values = (stored(weight.quantized), weight.scale, weight.zero_point)
+        return site.emit(op, site.read("x").value, *values, *tail, weight.spec.dtype, weight.spec.group_size)
 
     return emit
 

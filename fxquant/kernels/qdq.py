@@ -1,4 +1,4 @@
-"""The Q/DQ ops `fxquant::quantize`, `fxquant::dequantize`, `fxquant::choose_qparams`: numerics.py as graph ops."""
+"""The Q/DQ ops `fxquant::quantize`, `dequantize`, `dequantize_groups`, `choose_qparams`: numerics.py as graph ops."""
 
 from functools import lru_cache
 
@@ -28,6 +28,14 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -
     return numerics.dequantize(q, QParams(scale, zero_point, axis))
 
 
+def dequantize_groups(q: Tensor, scale: Tensor, zero_point: Tensor, group_size: int) -> Tensor:
+    """Return scale·(q − zero_point) as float32 for a scale for each group of `group_size` values along the last axis.
+
+    Shapes: q (…, K), scale (…, ⌈K/group_size⌉), zero_point () or as the scale, of any integer dtype.
+    """
+    return numerics.dequantize(q, QParams(scale, zero_point, None, group_size))
+
+
 def choose_qparams(
     x: Tensor, dtype: str, granularity: str, axis: int | None, symmetric: bool, range: str
 ) -> tuple[Tensor, Tensor]:
@@ -49,6 +57,10 @@ def _fake_dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | N
     return q.new_empty(q.shape, dtype=torch.float32)
 
 
+def _fake_dequantize_groups(q: Tensor, scale: Tensor, zero_point: Tensor, group_size: int) -> Tensor:
+    return q.new_empty(q.shape, dtype=torch.float32)
+
+
 def _fake_choose_qparams(
     x: Tensor, dtype: str, granularity: str, axis: int | None, symmetric: bool, range: str
 ) -> tuple[Tensor, Tensor]:
@@ -67,6 +79,11 @@ define(
     _fake_quantize_op,
 )
 define("dequantize(Tensor q, Tensor scale, Tensor zero_point, int? axis) -> Tensor", dequantize, _fake_dequantize)
+define(
+    "dequantize_groups(Tensor q, Tensor scale, Tensor zero_point, int group_size) -> Tensor",
+    dequantize_groups,
+    _fake_dequantize_groups,
+)
 define(
     "choose_qparams(Tensor x, str dtype, str granularity, int? axis, bool symmetric, str range) -> (Tensor, Tensor)",
     choose_qparams,

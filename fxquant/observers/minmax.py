@@ -11,7 +11,7 @@ from fxquant.observers.base import OBSERVERS, Observation, Observer
 class MinMax(Observer):
     """The minimum and maximum over all batches; per token those of the latest batch, to which its tokens belong."""
 
-    GRANULARITIES: ClassVar[tuple[str, ...]] = ("per-tensor", "per-channel", "per-token")
+    GRANULARITIES: ClassVar[tuple[str, ...]] = ("per-tensor", "per-channel", "per-token", "per-group")
 
     def _observe(self, seen: Observation) -> None:
         if self.observed and self.spec.granularity != "per-token":

@@ -50,9 +50,12 @@ def quant_op(*, guard: Guard | None = None) -> Callable[[Callable[..., object]],
     return register
 
 
+_DEQUANTIZING = {f"fxquant.{name}.default" for name in ("dequantize", "dequantize_groups", "unpack_int4")}
+
+
 def read_constant(node: fx.Node | None) -> fx.Node | None:
-    """Return the get_attr node behind `node`, looking through a `fxquant::dequantize` of integers; else None."""
-    if node is not None and node.op == "call_function" and str(node.target) == "fxquant.dequantize.default":
+    """Return the get_attr node behind `node`, looking through what makes floats of stored integers; else None."""
+    while node is not None and node.op == "call_function" and str(node.target) in _DEQUANTIZING:
         node = node.args[0] if isinstance(node.args[0], fx.Node) else None
     return node if is_constant(node) else None
 

@@ -109,7 +109,7 @@ class Annotate:
         specs = {role: spec for role, spec in wanted.items() if spec is not None}
         if "output" in specs and specs["output"].dynamic:
             del specs["output"]  # a kernel requantizes with a scale that is known ahead of time
-        unscaled = any(role not in specs or specs[role].dynamic for role in ("x", "weight"))
+        unscaled = any(role not in specs or specs[role].dynamic or specs[role].group_size for role in ("x", "weight"))
         if "bias" in specs and (unscaled or read_constant(match.values["bias"]) is None):
             del specs["bias"]  # an integer bias needs both scales, and its values, ahead of time
         if not set(specs) - {"output"} or ("weight" in rule.roles and "weight" not in specs):
@@ -125,6 +125,8 @@ class Annotate:
         depth = op.pattern.size + 2
         if not floating(known) and self.recipe is not None:
             return _Refusal(depth, Reason.GUARD, f"nearest pattern {op.name}: {role} is no floating-point tensor")
+        if spec.group_size is not None and read_constant(value) is None:
+            return _Refusal(depth, Reason.LIMIT, f"scales per group are those of constants, and {role} is none")
         text = self.backend.refusal(rule, role, spec, known.shape if known else None)
         return _Refusal(depth, Reason.LIMIT, text) if text is not None else None
 

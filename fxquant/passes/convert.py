@@ -16,7 +16,7 @@ from fxquant.graph import edit
 from fxquant.graph.pattern import Edge
 from fxquant.numerics import choose_qparams, quantize
 from fxquant.passes.claims import ClaimedSite, claimed_sites
-from fxquant.passes.qdq_nodes import insert_dequantize, insert_dynamic, insert_quantize, store_qparams
+from fxquant.passes.qdq_nodes import insert_dequantize, insert_dynamic, insert_quantize, store_integers, store_qparams
 from fxquant.spec import QParams, QuantSpec
 
 # What a constant became, by its identity and spec; holding the tensor keeps its identity from being used again.
@@ -106,9 +106,19 @@ class _Conversion:
 
     def _store(self, source: fx.Node, integers: Tensor, qparams: QParams, spec: QuantSpec) -> fx.Node:
         name = f"{source.target}_{spec.dtype}"
-        q = edit.add_constant(self.gm, name, integers, source)
-        scale, zero_point = store_qparams(self.gm, name, qparams, source)
+        q = store_integers(self.gm, name, integers, spec, source)
+        scale, zero_point = store_qparams(self.gm, name, _narrowed(qparams, spec), source)
         return insert_dequantize(q, scale, zero_point, spec, qparams.axis, source)
+
+
+def _narrowed(qparams: QParams, spec: QuantSpec) -> QParams:
+    """Return the QParams with as small a zero point as holds it, where there is one for each of many groups."""
+    if spec.group_size is None:
+        return qparams
+    zero_point = qparams.zero_point.to(spec.format.torch_dtype)
+    if spec.symmetric:
+        zero_point = torch.tensor(0 if spec.format.signed else (spec.qmax + 1) // 2, dtype=zero_point.dtype)
+    return qparams._replace(zero_point=zero_point)
 
 
 def _constant_qparams(tensor: Tensor, spec: QuantSpec, name: str) -> QParams:

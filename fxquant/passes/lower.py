@@ -12,7 +12,7 @@ from fxquant.graph.edit import mark, marks
 from fxquant.kernels.site import Operand, Requantize, Site
 from fxquant.kernels.table import QUANTIZERS, Emitter, kernels
 from fxquant.passes.claims import ClaimedSite, claimed_sites
-from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, QUANTIZE
+from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, DEQUANTIZE_GROUPS, QUANTIZE
 from fxquant.spec import QuantSpec
 
 
@@ -81,7 +81,7 @@ def _site(gm: fx.GraphModule, claimed: ClaimedSite) -> Site:
 
 
 def _operand(value: fx.Node, spec: QuantSpec | None) -> Operand:
-    if value.op != "call_function" or value.target is not DEQUANTIZE or spec is None:
+    if value.op != "call_function" or value.target not in (DEQUANTIZE, DEQUANTIZE_GROUPS) or spec is None:
         return Operand(value)
     quantized, scale, zero_point = value.args[:3]
     assert isinstance(quantized, fx.Node) and isinstance(scale, fx.Node) and isinstance(zero_point, fx.Node)

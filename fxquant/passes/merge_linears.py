@@ -16,7 +16,9 @@ from fxquant.graph.edit import TensorInfo, marks
 
 SLICE = torch.ops.aten.slice.Tensor
 # Kernel arguments that have a place for each column, along their first axis.
-PER_COLUMN = ("weight", "packed", "weight_scale", "weight_sum", "bias")
+PER_COLUMN = ("weight", "packed", "weight_scale", "weight_zero_point", "weight_sum", "bias")
+COLUMNS = "columns"  # an argument that counts them
+BLOCK = 64  # columns of a packed weight that stand together
 # Kernel arguments that belong to one result alone: a kernel that is given one of them is left as it is.
 OWN = ("residual", "out_scale")
 
@@ -58,19 +60,21 @@ def _key(gm: fx.GraphModule, node: fx.Node) -> Any:
     given = _arguments(node)
     if any(given.get(name) is not None for name in OWN) or not _whole_blocks(gm, given):
         return None
-    shared = tuple(value for name, value in given.items() if name not in PER_COLUMN)
-    return node.target, shared, _dtype(gm, given["bias"])
+    shared = tuple(value for name, value in given.items() if name not in (*PER_COLUMN, COLUMNS))
+    return node.target, shared, given.get("weight_zero_point") is None, _dtype(gm, given["bias"])
 
 
 def _whole_blocks(gm: fx.GraphModule, given: dict[str, Any]) -> bool:
-    """Say whether the weight has a scale per column and, where it is packed, no columns of padding."""
-    scale = edit.get_tensor(gm, given["weight_scale"])
-    if scale.ndim != 1:
+    """Say whether each column has scales of its own and, where the weight is packed, none is padding."""
+    names = ("weight_scale", "weight_zero_point")
+    if any(edit.get_tensor(gm, given[name]).ndim == 0 for name in names if given.get(name) is not None):
         return False
-    if "packed" not in given:
-        return True
-    blocks, _, columns, _ = edit.get_tensor(gm, given["packed"]).shape
-    return blocks * columns == len(scale)
+    return "packed" not in given or _width(gm, given) % BLOCK == 0
+
+
+def _width(gm: fx.GraphModule, given: dict[str, Any]) -> int:
+    """Return how many columns a linear has."""
+    return given[COLUMNS] if COLUMNS in given else len(edit.get_tensor(gm, given["weight_scale"]))
 
 
 def _dtype(gm: fx.GraphModule, bias: Any) -> Any:
@@ -86,8 +90,9 @@ def _merge(gm: fx.GraphModule, group: list[fx.Node]) -> None:
         for name, value in calls[0].items()
         if name in PER_COLUMN and value is not None
     }
-    args = tuple((calls[0] | joined).values())
-    widths = [len(edit.get_tensor(gm, call["weight_scale"])) for call in calls]
+    widths = [_width(gm, call) for call in calls]
+    total = {COLUMNS: sum(widths)} if COLUMNS in calls[0] else {}
+    args = tuple((calls[0] | joined | total).values())
     with gm.graph.inserting_before(first):
         merged = edit.call(gm.graph, first.target, args, like=first, value=_wide(first, sum(widths)))
         edit.mark(merged, path=parent or None)

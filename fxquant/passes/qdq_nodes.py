@@ -3,16 +3,19 @@
 import operator
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 import fxquant.kernels.qdq  # registers the ops this module emits
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
+from fxquant.kernels.int4 import pack_int4
 from fxquant.spec import QParams, QuantSpec
 
 assert fxquant.kernels.qdq
 QUANTIZE = torch.ops.fxquant.quantize.default
 DEQUANTIZE = torch.ops.fxquant.dequantize.default
+DEQUANTIZE_GROUPS = torch.ops.fxquant.dequantize_groups.default
+UNPACK_INT4 = torch.ops.fxquant.unpack_int4.default
 CHOOSE_QPARAMS = torch.ops.fxquant.choose_qparams.default
 
 
@@ -20,6 +23,16 @@ def store_qparams(gm: fx.GraphModule, wanted: str, qparams: QParams, before: fx.
     """Store scale and zero point as constants named after `wanted`; return their nodes."""
     scale = edit.add_constant(gm, f"{wanted}_scale", qparams.scale, before)
     return scale, edit.add_constant(gm, f"{wanted}_zero_point", qparams.zero_point, before)
+
+
+def store_integers(gm: fx.GraphModule, wanted: str, integers: Tensor, spec: QuantSpec, before: fx.Node) -> fx.Node:
+    """Store the integers of a constant, 4-bit ones two to a byte; return the node that has one in each element."""
+    if not spec.format.packed or integers.ndim == 0:
+        return edit.add_constant(gm, wanted, integers, before)
+    packed = edit.add_constant(gm, wanted, pack_int4(integers), before)
+    with gm.graph.inserting_before(before):
+        args = (packed, integers.shape[-1], spec.format.signed)
+        return edit.call(gm.graph, UNPACK_INT4, args, like=packed, value=edit.describe(integers))
 
 
 def insert_quantize(
@@ -41,8 +54,9 @@ def insert_dequantize(
     """Insert a dequantize of the integers `q` behind `after` and return it."""
     known = edit.info(q)
     value = TensorInfo(torch.float32, known.shape, known.dynamic) if known else None
+    target, scheme = (DEQUANTIZE, axis) if spec.group_size is None else (DEQUANTIZE_GROUPS, spec.group_size)
     with q.graph.inserting_after(after):
-        node = edit.call(q.graph, DEQUANTIZE, (q, scale, zero_point, axis), like=q, value=value)
+        node = edit.call(q.graph, target, (q, scale, zero_point, scheme), like=q, value=value)
     edit.mark(node, spec=spec.to_dict())
     return node
 

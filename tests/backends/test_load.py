@@ -30,6 +30,11 @@ def mine(tmp_path):
     return path
 
 
+def integer_rules(backend):
+    """All but the second rules of the linears, for float activations, which come after those they make way for."""
+    return [rule for rule in backend.rules if rule.kernel != "linear_weight_only"]
+
+
 def test_packaged_names():
     assert set(PACKAGED) <= set(packaged_backends())
 
@@ -38,7 +43,7 @@ def test_packaged_names():
 def test_a_packaged_backend_loads_by_name(name):
     backend = load_backend(name)
     assert (backend.name, backend.source) == (name, f"{name}.toml")
-    assert set(backend.recipes) == {"dynamic", "static", "weight-only"}
+    assert set(backend.recipes) == {"dynamic", "static", "weight-only", "weight-only-int4"}
     assert read_backend(backend.to_dict(), "stored") == backend
 
 
@@ -54,7 +59,7 @@ def test_kernels_take_what_the_packaged_recipes_ask_for(name, recipe):
     backend = load_backend(name)
     wish = backend.recipe(recipe)
     refused = set()
-    for rule in backend.rules:
+    for rule in integer_rules(backend):
         for role in rule.roles:
             spec = backend.spec(rule, role, wish, "", rule.use)
             if spec is not None and (text := backend.refusal(rule, role, spec, (8, 8))):
@@ -66,7 +71,7 @@ def test_kernels_take_what_the_packaged_recipes_ask_for(name, recipe):
 @pytest.mark.parametrize("name", PACKAGED)
 def test_kernels_refuse_weights_that_are_affine_or_use_minus_128(name):
     backend = load_backend(name)
-    quantized = [rule for rule in backend.rules if "weight" in rule.roles]
+    quantized = [rule for rule in integer_rules(backend) if "weight" in rule.roles]
     assert {rule.use for rule in quantized} >= {"linear", "linear_add", "embedding"}
     for rule in quantized:
         affine = QuantSpec(granularity="per-channel", axis=0)
@@ -75,8 +80,24 @@ def test_kernels_refuse_weights_that_are_affine_or_use_minus_128(name):
         assert "weight.range = restricted" in str(backend.refusal(rule, "weight", full, (8, 8)))
 
 
+@pytest.mark.parametrize("name", PACKAGED)
+@pytest.mark.parametrize(
+    ("recipe", "granted"), [("weight-only", True), ("weight-only-int4", True), ("dynamic", False), ("static", False)]
+)
+def test_weight_only_kernels_take_float_activations_alone(name, recipe, granted):
+    backend = load_backend(name)
+    wish = backend.recipe(recipe)
+    rules = [rule for rule in backend.rules if rule.kernel == "linear_weight_only"]
+    assert {rule.use for rule in rules} == {use for use in OPS if use.startswith("linear")}
+    for rule in rules:
+        specs = {role: backend.spec(rule, role, wish, "", rule.use) for role in rule.roles}
+        texts = [backend.refusal(rule, role, spec, (8, 8)) for role, spec in specs.items() if spec is not None]
+        assert (texts == [None]) is granted
+        assert granted or "linear_weight_only takes x.dtype = float, the recipe asks for" in str(texts[0])
+
+
 def test_the_reference_asks_for_integer_biases_and_x86_does_not():
-    for rule in load_backend("reference").rules:
+    for rule in integer_rules(load_backend("reference")):
         assert (rule.roles.get("bias") == "bias") is rule.use.startswith("linear")
     assert all("bias" not in rule.roles for rule in load_backend("x86").rules)
 

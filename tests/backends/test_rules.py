@@ -161,6 +161,21 @@ def test_granted_specs(limits, spec, shape):
     assert Limits.from_dict(limits).breach("k", "x", spec, shape) is None
 
 
+def test_a_role_that_must_stay_float():
+    limits = Limits.from_dict({"dtype": "float"})
+    text = limits.breach("k", "x", QuantSpec(dtype="uint8"), None)
+    assert text == "kernel k takes x.dtype = float, the recipe asks for uint8"
+    assert Limits.from_dict(limits.to_dict()) == limits
+
+
+def test_sizes_of_groups():
+    limits = Limits.from_dict({"group_size": [32, 128]})
+    assert limits.breach("k", "weight", QuantSpec(granularity="per-group", group_size=128), None) is None
+    assert limits.breach("k", "weight", QuantSpec(granularity="per-channel"), None) is None
+    text = limits.breach("k", "weight", QuantSpec(granularity="per-group", group_size=64), None)
+    assert text == "kernel k takes weight.group_size = 32 or 128, the recipe asks for 64"
+
+
 def test_an_axis_from_the_end_is_not_guessed_without_a_shape():
     spec = QuantSpec(granularity="per-channel", axis=-2)
     assert "axis = 0, the recipe asks for -2" in str(Limits.from_dict({"axis": 0}).breach("k", "weight", spec, None))

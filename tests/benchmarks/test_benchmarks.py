@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from folders import write_bert
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -99,6 +100,29 @@ def test_without_the_model_a_benchmark_says_what_to_install(script, monkeypatch)
     monkeypatch.setattr(common, "PACKAGE", "no_such_package_of_a_model")
     with pytest.raises(SystemExit, match="skipped: MiniLM is not installed"):
         common.load_model(None)
+
+
+def test_weight_only_kernels_are_timed_against_others(script, capsys):
+    module = script("weight_only_kernels")
+    module.FILL = 1 << 16
+    module.main(["--threads", "1", "--rounds", "1", "--rows", "1", "3", "--size", "64", "96"])
+    out = capsys.readouterr().out
+    for name in (module.FLOAT, module.ONEDNN, module.TORCH, *module.SPECS):
+        assert len(re.findall(rf"^ +64 +96 +[13]  {re.escape(name)} +(?:\d+\.\d+ *){{4}}$", out, re.MULTILINE)) == 2, (
+            out
+        )
+
+
+def test_weight_only_kernels_compare_one_product(script):
+    module = script("weight_only_kernels")
+    module.FILL = 1
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 128), torch.randn(64, 128) / 128**0.5
+    for multiply, (first, *_), _ in (module.onednn(weight), module.torch_int4(weight)):
+        assert torch.nn.functional.cosine_similarity(multiply(x, first), x @ weight.t()).min() > 0.98
+    for spec in module.SPECS.values():
+        multiply, (first, *_), _ = module.ours(weight, spec)
+        assert torch.nn.functional.cosine_similarity(multiply(x, first), x @ weight.t()).min() > 0.98
 
 
 def test_scaling_times_every_stage(script, tiny, capsys):

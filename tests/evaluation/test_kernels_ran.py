@@ -83,6 +83,14 @@ def test_an_own_linear_that_calls_no_product_is_compiled_integer_code():
     assert other_kernels(ran) == {"fxquant::quantize": 2}
 
 
+def test_a_weight_only_linear_multiplies_floats():
+    ran = Counter({"fxquant::x86_packed_linear_weight_only": 5, "fxquant::x86_rows_embedding_int8": 3})
+    assert not integer_products(ran)
+    assert float_products(ran) == {"fxquant::x86_packed_linear_weight_only": 5}
+    assert other_kernels(ran) == {"fxquant::x86_rows_embedding_int8": 3}
+    assert describe_kernels(ran).startswith("5 × fxquant::x86_packed_linear_weight_only")
+
+
 def test_the_same_op_on_a_machine_without_compiler_is_not():
     ran = Counter({"fxquant::x86_packed_linear_int8": 5, "fxquant::x86_packed_linear_int8 > aten::matmul": 5})
     assert not integer_products(ran)

@@ -37,6 +37,18 @@ def test_the_ops_compute_what_numerics_does(spec, batch, rows, columns, seed):
     assert torch.equal(ops.dequantize(q, scale, zero_point, spec.axis), numerics.dequantize(q, qparams))
 
 
+@pytest.mark.parametrize("zeros", ["of-groups", "one"])
+def test_groups(zeros):
+    spec = QuantSpec(dtype="int4", granularity="per-group", group_size=5, symmetric=zeros == "one")
+    x = torch.randn(3, 17)
+    qparams = numerics.choose_qparams(x, spec)
+    q = numerics.quantize(x, qparams, spec)
+    zero_point = torch.tensor(0) if zeros == "one" else qparams.zero_point.to(torch.int8)
+    arguments = (q, qparams.scale, zero_point, 5)
+    assert torch.equal(ops.dequantize_groups(*arguments), numerics.fake_quantize(x, qparams, spec))
+    torch.library.opcheck(ops.dequantize_groups.default, arguments)
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=IDS)
 def test_opcheck(spec):
     x = torch.randn(2, 3, 8)

@@ -18,7 +18,7 @@ def test_range_is_that_of_all_batches():
 def test_range_always_holds_zero():
     observer = observers.create(QuantSpec(dtype="uint8"))
     observer(torch.tensor([3.0, 5.1]))
-    scale, zero_point, _ = observer.qparams()
+    scale, zero_point, *_ = observer.qparams()
     assert float(scale) == pytest.approx(5.1 / 255)
     assert int(zero_point) == 0
 
@@ -29,7 +29,7 @@ def test_per_token_range_is_that_of_the_latest_batch():
     observer(torch.full((2, 9, 4), 100.0))
     x = torch.tensor([[[1.0, -127.0], [0.0, 0.0], [254.0, 3.0]]])
     observer(x)
-    scale, zero_point, axis = observer.qparams()
+    scale, zero_point, axis, _ = observer.qparams()
     assert scale.tolist() == [[[1.0], [1.0], [2.0]]]
     assert axis is None
     assert torch.equal(scale, choose_qparams(x, spec).scale)

@@ -122,7 +122,7 @@ def test_channels_of_zeros_get_scale_one(method, symmetric):
     name = "histogram" if method else "minmax"
     observer = observers.create(spec(name, options, granularity="per-channel", symmetric=symmetric))
     observer(torch.stack([torch.zeros(64), torch.linspace(-1, 1, 64)]))
-    scale, zero_point, axis = observer.qparams()
+    scale, zero_point, axis, _ = observer.qparams()
     assert axis == 0
     assert float(scale[0]) == 1.0
     assert 0 < float(scale[1]) <= 2.01 / 255
@@ -167,7 +167,7 @@ def test_per_channel_equals_an_observer_per_channel(name, axis):
     together = observers.create(spec(name, granularity="per-channel", axis=axis))
     for batch in batches:
         together(batch)
-    scale, zero_point, found_axis = together.qparams()
+    scale, zero_point, found_axis, _ = together.qparams()
     assert found_axis == axis
     for channel in range(batches[0].shape[axis]):
         alone = observers.create(spec(name))
@@ -183,7 +183,7 @@ def test_odd_shapes(name, shape):
     x = torch.full(shape, 3.0)
     observer = observers.create(spec(name, symmetric=True))
     assert observer(x) is x
-    scale, zero_point, axis = observer.qparams()
+    scale, zero_point, axis, _ = observer.qparams()
     assert (scale.shape, zero_point.shape, axis) == ((), (), None)
     assert 2.9 < float(scale) * 127 < 3.05
 

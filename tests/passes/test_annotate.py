@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import fxquant as fxq
-from fxquant.backends import load_backend
+from fxquant.backends import load_backend, read_backend
 from fxquant.graph import edit
 from fxquant.graph.capture import capture
 from fxquant.passes.annotate import Annotate
@@ -93,6 +93,34 @@ def test_static_recipe_gives_an_integer_bias_where_the_rule_asks_for_it():
 def test_weight_only_leaves_the_input_in_float():
     (up, _) = claimed_sites(annotated(Feed(), X, recipe="weight-only"))
     assert set(up.claim.specs) - {"output"} == {"weight"}
+
+
+@pytest.mark.parametrize("backend", ["reference", "x86"])
+def test_weights_that_integer_kernels_do_not_take_need_float_activations(backend):
+    changes = {"weight": {"dtype": "int4", "granularity": "per-group"}}
+    gm = annotated(Feed(), X, backend=backend, recipe=Recipe(base="weight-only", specs=changes))
+    assert [site.claim.kernel for site in claimed_sites(gm)] == ["linear_weight_only"] * 2
+    gm = annotated(Feed(), X, backend=backend, recipe=Recipe(base="dynamic", specs=changes))
+    assert claims(gm) == []
+    assert "kernel linear_int8 takes weight.dtype = int8, the recipe asks for int4" in reasons(gm)["linear"]["text"]
+
+
+def test_groups_are_those_of_constants():
+    recipe = Recipe(base="static", specs={"activation": {"granularity": "per-group", "dynamic": False}})
+    gm = annotated(Feed(), X, recipe=recipe)
+    assert claims(gm) == []
+    assert reasons(gm)["linear"]["code"] == Reason.LIMIT
+    assert reasons(gm)["linear"]["text"] == "scales per group are those of constants, and x is none"
+
+
+def test_a_grouped_weight_has_no_integer_bias():
+    changes = {"weight": {"granularity": "per-group"}}
+    data = load_backend("reference").to_dict()
+    data["kernel"]["linear_int8"].pop("weight")  # lets anything pass
+    backend = read_backend(data, "lenient")
+    (up, _) = claimed_sites(annotated(Feed(), X, backend=backend, recipe=Recipe(base="static", specs=changes)))
+    assert up.claim.specs["weight"].group_size == 32
+    assert "bias" not in up.claim.specs, "an int32 bias needs one scale a column"
 
 
 @pytest.mark.parametrize(

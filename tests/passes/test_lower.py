@@ -16,7 +16,7 @@ from fxquant.passes.lower import Lower
 from fxquant.quantize import needs_calibration
 
 ops = torch.ops.fxquant
-RECIPES = ["dynamic", "static", "weight-only"]
+RECIPES = ["dynamic", "static", "weight-only", "weight-only-int4"]
 BACKENDS = ["reference", "x86"]
 
 
@@ -211,6 +211,37 @@ def test_one_weight_is_packed_once():
         pytest.skip("torch's GEMMs pack at run time")
     lowered = both(Layers(lambda m, x, y: m.first(x).relu() + m.first(y)), x(), x(seed=1), backend="x86")
     assert [name for name, _ in lowered.named_buffers() if "packed" in name] == ["first.weight_int8_packed"]
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int8"])
+@pytest.mark.parametrize("kernel", ["linear_int8", "linear_weight_only"])
+def test_without_a_compiler_weights_are_dequantized_at_each_call(kernel, dtype, monkeypatch):
+    monkeypatch.setattr(native, "available", lambda: False)
+    granularity = {"granularity": "per-channel" if kernel == "linear_int8" else "per-group"}
+    recipe = fxq.Recipe(base="weight-only", specs={"weight": {"dtype": dtype, **granularity}})
+    lowered = both(Layers(lambda m, x: m.second(m.first(x).relu())), x(), recipe=recipe, backend="x86")
+    plain = "fxquant.x86_linear_weight_int8.default", "fxquant.linear_weight_only.default"
+    assert called(lowered) == [plain[(dtype, kernel) != ("int8", "linear_int8")]] * 2
+    assert fxq.ledger(lowered).coverage == 1.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_weight_only_result_is_not_quantized_by_the_kernel(backend, dtype):
+    """An own file may ask for it: the first linear reads floats, and writes what the second reads in integers."""
+    data = load_backend(backend).to_dict()
+    data["spec"]["integers"] = {"dtype": "uint8"}
+    kernel = "linear_int8" if dtype == "int8" else "linear_weight_only"
+    data["op"] = [
+        {"use": "linear_relu", "kernel": kernel, "x": "activation", "weight": "weight", "output": "integers"},
+        {"use": "linear", "kernel": "linear_int8", "x": "integers", "weight": "embedding"},
+    ]
+    own = read_backend(data, "own")
+    recipe = fxq.Recipe(base="weight-only", specs={"weight": {"dtype": dtype}})
+    qdq = converted(Layers(lambda m, x: m.second(m.first(x).relu())), x(), recipe=recipe, backend=own)
+    lowered = fxq.lower(qdq)
+    torch.testing.assert_close(lowered(x()), qdq(x()))
+    assert "gives float32, where its result is to be quantized" in reasons(lowered)["linear_relu"]
 
 
 def test_a_quantize_that_no_kernel_took_is_the_sets_own():

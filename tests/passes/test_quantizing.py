@@ -89,7 +89,7 @@ def test_edges_that_read_one_value_share_an_observer():
 
 
 def test_dynamic_and_weight_only_recipes_need_no_observer():
-    for recipe in ("dynamic", "weight-only"):
+    for recipe in ("dynamic", "weight-only", "weight-only-int4"):
         assert not [node for node in prepared(Chain(), x(), recipe=recipe).graph.nodes if node.op == "call_module"]
 
 
@@ -103,6 +103,39 @@ def test_weights_become_integers_with_the_formula_of_the_spec():
     weight = model.first.weight.detach()
     torch.testing.assert_close(rebuilt, fake_quantize(weight, choose_qparams(weight, spec), spec))
     assert not [name for name, _ in gm.named_parameters()], "no float weight is left"
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8"])
+def test_groups_of_a_weight_become_integers(dtype, symmetric):
+    """Four bits are stored two to a byte; zero points take a byte each, or one for all."""
+    changes = {"dtype": dtype, "group_size": 5, "symmetric": symmetric}
+    recipe = fxq.Recipe(base="weight-only-int4", specs={"weight": changes})
+    model = Chain()
+    gm = converted(model, x(), recipe=recipe)
+    tensors = dict(gm.named_buffers())
+    stored = {name.rpartition(dtype)[2]: tensor for name, tensor in tensors.items() if name.startswith("first.weight")}
+    packed, form = dtype.endswith("4"), torch.uint8 if dtype.startswith("u") else torch.int8
+    assert (stored[""].shape, stored[""].dtype) == ((12, 4 if packed else 8), torch.uint8 if packed else form)
+    assert (stored["_zero_point"].shape, stored["_zero_point"].dtype) == (() if symmetric else (12, 2), form)
+    spec = QuantSpec(dtype=dtype, granularity="per-group", group_size=5, symmetric=symmetric)
+    expected = Chain().eval()
+    for layer in (expected.first, expected.second):
+        weight = layer.weight.detach()
+        layer.weight = nn.Parameter(fake_quantize(weight, choose_qparams(weight, spec), spec))
+    torch.testing.assert_close(gm(x(1)), expected(x(1)))
+
+
+@pytest.mark.parametrize("granularity", ["per-tensor", "per-channel"])
+def test_four_bits_need_no_groups(granularity):
+    recipe = fxq.Recipe(base="weight-only-int4", specs={"weight": {"granularity": granularity}})
+    qdq = converted(Chain(), x(), recipe=recipe, backend="x86")
+    assert targets(qdq).count("fxquant.unpack_int4.default") == 2
+    assert "fxquant.dequantize_groups.default" not in targets(qdq)
+    for backend in ("x86", "reference"):
+        lowered = fxq.lower(qdq, backend)
+        assert not {"fxquant.unpack_int4.default", "aten.linear.default"} & set(targets(lowered))
+        torch.testing.assert_close(lowered(x(1)), qdq(x(1)), atol=1e-5, rtol=1e-4)
 
 
 def test_bias_becomes_int32_at_the_product_of_the_scales():
@@ -186,7 +219,7 @@ def test_relu_between_quantized_ops_becomes_a_clamp(symmetric):
     torch.testing.assert_close(gm(x()), model(x()), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("recipe", ["static", "dynamic", "weight-only"])
+@pytest.mark.parametrize("recipe", ["static", "dynamic", "weight-only", "weight-only-int4"])
 @pytest.mark.parametrize("backend", ["reference", "x86"])
 @pytest.mark.parametrize("model", [Chain, Joined], ids=["chain", "joined"])
 def test_lowered_equals_the_reference_graph(model, backend, recipe):
@@ -212,7 +245,7 @@ def test_tied_weights_are_quantized_once():
     assert "fxquant.embedding_int8.default" in targets(lowered)
 
 
-@pytest.mark.parametrize("recipe", ["static", "dynamic"])
+@pytest.mark.parametrize("recipe", ["static", "dynamic", "weight-only-int4"])
 def test_golden_graphs(recipe):
     """What prepare, convert and lower make of the two linears with views between them."""
     ready = prepared(Chain(), x(), recipe=recipe)

@@ -2,16 +2,19 @@
 
 import torch
 
-from fxquant.kernels.emit import LINEARS, embedding_emitter, linear_emitter, matmul_emitter
-from fxquant.kernels.reference import embedding, linear, matmul
+from fxquant.kernels.emit import LINEARS, embedding_emitter, linear_emitter, matmul_emitter, weight_only_emitter
+from fxquant.kernels.reference import embedding, linear, matmul, weight_only
 from fxquant.kernels.table import emitter
 
-__all__ = ["embedding", "linear", "matmul"]  # importing them defines the ops
+__all__ = ["embedding", "linear", "matmul", "weight_only"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 
 emitter("reference", "linear_int8", serves=LINEARS, needs=("weight",))(
     linear_emitter(ops.linear_int8.default, ops.linear_weight_int8.default)
+)
+emitter("reference", "linear_weight_only", serves=LINEARS, needs=("weight",))(
+    weight_only_emitter(ops.linear_weight_only.default)
 )
 emitter("reference", "embedding_int8", serves=("embedding",), needs=("weight",))(
     embedding_emitter(ops.embedding_int8.default)

@@ -46,7 +46,7 @@ def quantize_rows(x: Tensor, spec: QuantSpec, dtype: torch.dtype) -> tuple[Tenso
     """
     if _is_default(spec):
         return _affine_rows(x, dtype)
-    scale, zero_point, _ = numerics.choose_qparams(x, spec)
+    scale, zero_point = numerics.choose_qparams(x, spec)[:2]
     excess = _excess(spec.format.torch_dtype)
     minus_zero_point = excess - zero_point.to(torch.float32)
     # 128 is even: adding it before the rounding leaves ties as they are.

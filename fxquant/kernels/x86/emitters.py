@@ -1,10 +1,20 @@
 """The x86 kernel set: our own C++ kernels on packed weights, or torch's integer GEMMs where those cannot be had."""
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxquant.graph import edit
-from fxquant.kernels.emit import LINEARS, activation_of, embedding_emitter, linear_emitter, refusal
+from fxquant.kernels.emit import (
+    LINEARS,
+    activation_of,
+    embedding_emitter,
+    linear_emitter,
+    refusal,
+    stored,
+    weight_only_emitter,
+    weight_only_refusal,
+)
+from fxquant.kernels.int4 import unpack_int4
 from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import QUANTIZERS, emitter
 from fxquant.kernels.x86 import dynamic, linear, native, weight_only
@@ -18,17 +28,20 @@ BYTES = (torch.int8, torch.uint8)
 _torch_linear = linear_emitter(
     ops.x86_linear_int8.default, ops.x86_linear_weight_int8.default, ops.x86_linear_dynamic_int8.default
 )
+_torch_weight_only = weight_only_emitter(ops.linear_weight_only.default)
 _torch_embedding = embedding_emitter(ops.x86_embedding_int8.default)
 _rows_embedding = embedding_emitter(ops.x86_rows_embedding_int8.default)
 
 
 @emitter("x86", "linear_int8", serves=LINEARS, needs=("weight",))
 def emit_linear(site: Site) -> fx.Node | str:
-    """Emit a linear on a packed weight; weight-only sites multiply in float and have no packed kernel."""
+    """Emit a linear on a packed weight."""
     x, out = site.read("x"), site.requantize
     wide = out is not None and out.dtype not in BYTES
-    if refusal(site) or x.quantized is None or x.spec is None or wide or not native.available():
+    if refusal(site) or wide or not native.available():
         return _torch_linear(site)
+    if x.quantized is None or x.spec is None:
+        return emit_weight_only(site)
     weight = _packed_weight(site, site.read("weight"))
     tail = (*weight, site.float_value("bias"), site.float_value("residual"), activation_of(site))
     if x.source is not None and x.spec.granularity == "per-token" and site.requantize is None:
@@ -36,6 +49,20 @@ def emit_linear(site: Site) -> fx.Node | str:
         return site.emit(ops.x86_packed_linear_dynamic_int8.default, x.source, *tail, *scheme)
     quantized = (x.quantized, x.scale, x.zero_point)
     return site.emit(ops.x86_packed_linear_int8.default, *quantized, *tail, *site.output_arguments())
+
+
+@emitter("x86", "linear_weight_only", serves=LINEARS, needs=("weight",))
+def emit_weight_only(site: Site) -> fx.Node | str:
+    """Emit a linear of float activations on a packed weight of 8 or 4 bits."""
+    refused = weight_only_refusal(site)
+    if refused is not None or not native.available():
+        return refused or _torch_weight_only(site)
+    weight = site.read("weight")
+    assert weight.quantized is not None and weight.spec is not None, "a claimed weight is quantized"
+    n, k = _shape(weight.quantized)
+    tail = (site.float_value("bias"), site.float_value("residual"), activation_of(site))
+    values = (site.read("x").value, *_weight_in_columns(site, weight), *tail)
+    return site.emit(ops.x86_packed_linear_weight_only.default, *values, n, weight_only.group_size(weight.spec, k))
 
 
 @emitter("x86", "embedding_int8", serves=("embedding",), needs=("weight",))
@@ -63,3 +90,30 @@ def _packed_weight(site: Site, weight: Operand) -> tuple[fx.Node, fx.Node, fx.No
     name = str(weight.quantized.target)
     packed = site.constant(f"{name}_packed", lambda: pack(integers))
     return packed, weight.scale, site.constant(f"{name}_sum", lambda: column_sums(integers))
+
+
+def _weight_in_columns(site: Site, weight: Operand) -> tuple[fx.Node, fx.Node, fx.Node | None]:
+    """Return nodes of a weight, its scale and its zero point as the weight-only kernel reads them."""
+    node, spec, scale, zero_point = weight.quantized, weight.spec, weight.scale, weight.zero_point
+    assert node is not None and spec is not None and scale is not None and zero_point is not None
+    name, shape = f"{stored(node).target}_columns", _shape(node)
+
+    def of_groups(parameter: fx.Node) -> Tensor:
+        return weight_only.pack_parameter(edit.get_tensor(site.gm, parameter), shape, spec)
+
+    packed = site.constant(name, lambda: weight_only.pack(_integers(site.gm, node), spec))
+    scales = site.constant(f"{name}_scale", lambda: of_groups(scale))
+    zeros = None if spec.symmetric else site.constant(f"{name}_zero_point", lambda: of_groups(zero_point))
+    return packed, scales, zeros
+
+
+def _integers(gm: fx.GraphModule, node: fx.Node) -> Tensor:
+    """Return the integers of a weight, one an element."""
+    tensor = edit.get_tensor(gm, stored(node))
+    return tensor if edit.is_constant(node) else unpack_int4(tensor, *node.args[1:])  # type: ignore[arg-type]
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    known = edit.info(node)
+    assert known is not None, "constants are described"
+    return known.shape

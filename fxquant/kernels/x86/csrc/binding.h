@@ -3,6 +3,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <functional>
 #include <optional>
@@ -49,6 +50,18 @@ inline RowScheme scheme_of(std::string_view dtype, bool symmetric, std::string_v
 
 inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
   return tensor ? std::optional<at::Tensor>(tensor->contiguous()) : tensor;
+}
+
+// An empty tensor in the shape of x but for the last axis, which has n.
+inline at::Tensor output_like(const at::Tensor& x, int64_t n, at::ScalarType dtype) {
+  auto shape = x.sizes().vec();
+  shape.back() = n;
+  return at::empty(shape, x.options().dtype(dtype));
+}
+
+inline std::optional<at::Tensor> expanded(const std::optional<at::Tensor>& residual, const at::Tensor& y) {
+  if (!residual) return residual;
+  return residual->to(at::kFloat).expand(y.sizes()).contiguous();
 }
 
 }  // namespace fxq

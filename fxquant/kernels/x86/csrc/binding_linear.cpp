@@ -11,6 +11,8 @@
 namespace {
 
 using at::Tensor;
+using fxq::expanded;
+using fxq::output_like;
 using std::optional;
 using std::string_view;
 
@@ -53,17 +55,6 @@ fxq::Linear linear_of(const Plan& plan, const Tensor& packed, const Tensor& weig
 
 void check_bytes(at::ScalarType dtype) {
   TORCH_CHECK(dtype == at::kChar || dtype == at::kByte, "fxquant: expected int8 or uint8, got ", dtype);
-}
-
-Tensor output_like(const Tensor& x, int64_t n, at::ScalarType dtype) {
-  auto shape = x.sizes().vec();
-  shape.back() = n;
-  return at::empty(shape, x.options().dtype(dtype));
-}
-
-optional<Tensor> expanded(const optional<Tensor>& residual, const Tensor& y) {
-  if (!residual) return residual;
-  return residual->to(at::kFloat).expand(y.sizes()).contiguous();
 }
 
 Tensor linear_dynamic(const Tensor& x_, const Tensor& packed, const Tensor& weight_scale, const Tensor& weight_sum,

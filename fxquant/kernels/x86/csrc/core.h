@@ -54,6 +54,24 @@ struct Norm {
   bool rms;
 };
 
+// Float rows times weights of 8 or 4 bits: y = activation(Σ_g S_g·Σ_{k in g} x_k·(q_k − Z_g) + bias) + residual.
+// 8 bits: byte (b, g, d, c) of [N/64][groups][group][64] holds weight (row 64·b + c, depth g·group + d). 4 bits: byte
+// (b, g, d, c, i) of [N/64][groups][group/8][64][4] holds in its low half weight (row 64·b + c, depth g·group + 8·d + i),
+// in its high half that of depth 4 more. All are signed, and zero beyond N, K or the end of a group.
+struct WeightOnly {
+  const float* x;  // [rows][k]; k and group are multiples of 32/bits, with zeros where there are no weights
+  const int8_t* weight;
+  int64_t bits, block_bytes;
+  int64_t n, k;
+  int64_t group, groups;     // depths of a group, the last may have fewer; and how many there are
+  const float* scale;        // [N/64][groups][64]
+  const int8_t* zero_point;  // the same, or null
+  const float* bias;         // or null
+  const float* residual;     // [rows][n], or null
+  Activation activation;
+  float* y;  // [rows][n]
+};
+
 struct Isa {
   const char* name;
   // Quantize float rows [rows][k] to u8 [rows][stride]; writes one scale and stored zero point a row.
@@ -71,6 +89,8 @@ struct Isa {
   void (*norm)(const Norm& op, const float* x, int64_t rows, float* y);
   void (*add)(const float* a, const float* b, int64_t count, float* y);
   void (*multiply)(const float* a, const float* b, int64_t count, float* y);
+  // Compute rows [row, row_end) of the columns of blocks [block, block_end).
+  void (*weight_only)(const WeightOnly& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
 };
 
 extern const Isa avx512_vnni;

@@ -4,6 +4,8 @@
 #include <immintrin.h>
 
 #include <initializer_list>
+#include <utility>
+#include <vector>
 
 #include "core.h"
 
@@ -24,6 +26,8 @@ namespace avx2_impl {
 #include "epilogue.h"
 
 #include "norm.h"
+
+#include "weight_only.h"
 
 inline __m256i broadcast(const uint8_t* p) {
   int32_t four;
@@ -86,6 +90,7 @@ const Isa avx2 = {
     avx2_impl::norm,
     avx2_impl::add,
     avx2_impl::multiply,
+    avx2_impl::weight_only_with<4>,
 };
 
 }  // namespace fxq

@@ -4,6 +4,8 @@
 #include <immintrin.h>
 
 #include <initializer_list>
+#include <utility>
+#include <vector>
 
 #include "core.h"
 
@@ -24,6 +26,8 @@ namespace avx512_vnni_impl {
 #include "epilogue.h"
 
 #include "norm.h"
+
+#include "weight_only.h"
 
 inline __m512i broadcast(const uint8_t* p) {
   int32_t four;
@@ -85,6 +89,7 @@ const Isa avx512_vnni = {
     avx512_vnni_impl::norm,
     avx512_vnni_impl::add,
     avx512_vnni_impl::multiply,
+    avx512_vnni_impl::weight_only_with<6>,
 };
 
 }  // namespace fxq

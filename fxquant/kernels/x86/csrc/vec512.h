@@ -13,6 +13,14 @@ struct V {
   static F bytes(const int8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
+  // The signed four bits from `bit` on of each of the words at p.
+  template <int bit>
+  static F nibbles(const int8_t* p) {
+    I words = _mm512_loadu_si512(p);
+    if constexpr (bit) words = _mm512_srli_epi32(words, bit);
+    const F values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    return _mm512_permutexvar_ps(words, values);  // which looks at the low four bits of each lane
+  }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
