@@ -1,4 +1,4 @@
-#include "rows_program.h"
+#include "row_program.h"
 
 #include <algorithm>
 #include <cstdlib>

@@ -1,5 +1,6 @@
-// fxquant::x86_rows: reads a program (rows.py has its grammar), fills in tensors and runs it over torch's threads.
+// fxquant::x86_row_program: reads a program (rows.py has its grammar), fills in tensors and runs it over torch's threads.
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include <charconv>
@@ -8,7 +9,7 @@
 #include <vector>
 
 #include "binding.h"
-#include "rows_program.h"
+#include "row_program.h"
 
 namespace {
 
@@ -41,7 +42,7 @@ Source parse(string_view text) {
     at = end + 1;
     if (words.empty()) continue;
     const bool is_return = words[0] == "return";
-    TORCH_CHECK(is_return || (words.size() > 3 && words[1] == "="), "fxquant::x86_rows: cannot read the line '",
+    TORCH_CHECK(is_return || (words.size() > 3 && words[1] == "="), "fxquant::x86_row_program: cannot read the line '",
                 c10::Join(" ", words), "'");
     if (is_return) source.results.assign(words.begin() + 1, words.end());
     else source.lines.emplace_back(words.begin() + 2, words.end());
@@ -59,7 +60,7 @@ template <class Number>
 Number number(const std::string& word) {
   Number value{};
   const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-  TORCH_CHECK(error == std::errc() && end == word.data() + word.size(), "fxquant::x86_rows: '", word,
+  TORCH_CHECK(error == std::errc() && end == word.data() + word.size(), "fxquant::x86_row_program: '", word,
               "' is not a number");
   return value;
 }
@@ -76,7 +77,7 @@ class Call {
     program_.rows = rows_;
     for (size_t i = 0; i < inputs_.size(); ++i) {
       const int64_t rows = rows_of(inputs_[i]);
-      TORCH_CHECK(rows && rows_ % rows == 0 || rows_ == 0, "fxquant::x86_rows: inputs of ", rows, " and of ", rows_,
+      TORCH_CHECK(rows && rows_ % rows == 0 || rows_ == 0, "fxquant::x86_row_program: inputs of ", rows, " and of ", rows_,
                   " rows do not go together");
       program_.values[i].cycle = rows == rows_ ? 0 : rows;
     }
@@ -86,6 +87,7 @@ class Call {
 
   std::vector<Tensor> run() {
     if (!rows_) return results_;
+    trace();
     const int64_t scratch = fxq::place(program_);
     const fxq::Isa& isa = fxq::chosen_isa();
     const int64_t threads = macs_ * rows_ < fxq::kSerial ? 1 : at::get_num_threads();
@@ -102,6 +104,17 @@ class Call {
   }
 
  private:
+  // Let a profiler see which kernels the op stands for.
+  void trace() const {
+    for (const fxq::Step& step : program_.steps) {
+      if (step.kind == StepKind::linear || step.kind == StepKind::linear_bytes) {
+        RECORD_FUNCTION("fxquant::x86_row_program.linear_int8", {});
+      } else if (step.kind == StepKind::embedding) {
+        RECORD_FUNCTION("fxquant::x86_row_program.embedding_int8", {});
+      }
+    }
+  }
+
   static bool is_ids(const Tensor& input) { return !input.is_floating_point(); }
   static int64_t rows_of(const Tensor& input) {
     return is_ids(input) ? input.numel() : input.size(-1) ? input.numel() / input.size(-1) : 0;
@@ -119,7 +132,7 @@ class Call {
       value.ids = inputs_.back().const_data_ptr<int64_t>();
       value.width = 1;
     } else {
-      TORCH_CHECK(given.dim() > 0, "fxquant::x86_rows: an input has no axis of columns");
+      TORCH_CHECK(given.dim() > 0, "fxquant::x86_row_program: an input has no axis of columns");
       inputs_.push_back(given.to(at::kFloat).contiguous());
       value.data = const_cast<float*>(inputs_.back().const_data_ptr<float>());  // an input is only read
       value.width = given.size(-1);
@@ -129,9 +142,9 @@ class Call {
 
   const Tensor& constant(const std::string& word) const {
     const auto index = number<size_t>(word.substr(1));
-    TORCH_CHECK(word[0] == 'c' && index < constants_.size(), "fxquant::x86_rows: there is no constant '", word, "'");
+    TORCH_CHECK(word[0] == 'c' && index < constants_.size(), "fxquant::x86_row_program: there is no constant '", word, "'");
     const Tensor& tensor = constants_[index];
-    TORCH_CHECK(tensor.is_contiguous(), "fxquant::x86_rows: constant ", word, " is not contiguous");
+    TORCH_CHECK(tensor.is_contiguous(), "fxquant::x86_row_program: constant ", word, " is not contiguous");
     return tensor;
   }
 
@@ -139,7 +152,7 @@ class Call {
   const T* constant_of(const std::string& word, int64_t count) const {
     if (word == "-") return nullptr;
     const Tensor& tensor = constant(word);
-    TORCH_CHECK(count < 0 || tensor.numel() == count, "fxquant::x86_rows: constant ", word, " has ", tensor.numel(),
+    TORCH_CHECK(count < 0 || tensor.numel() == count, "fxquant::x86_row_program: constant ", word, " has ", tensor.numel(),
                 " values, not ", count);
     return tensor.const_data_ptr<T>();
   }
@@ -150,7 +163,7 @@ class Call {
     const int index = number<int>(word.substr(1)) + (word[0] == 'v' ? first : 0);
     TORCH_CHECK((word[0] == 'v' && index < static_cast<int>(program_.values.size())) ||
                     (word[0] == 'x' && index < first),
-                "fxquant::x86_rows: there is no value '", word, "'");
+                "fxquant::x86_row_program: there is no value '", word, "'");
     return index;
   }
 
@@ -170,7 +183,7 @@ class Call {
     fxq::Value out;
     const std::string& kind = words[0];
     const auto arity = [&](size_t count) {
-      TORCH_CHECK(words.size() == count + 1, "fxquant::x86_rows: ", kind, " takes ", count, " operands, not ",
+      TORCH_CHECK(words.size() == count + 1, "fxquant::x86_row_program: ", kind, " takes ", count, " operands, not ",
                   words.size() - 1);
     };
     step.a = value(words[1]);
@@ -202,7 +215,7 @@ class Call {
       step.zero_point = *constant_of<int32_t>(words[3], 1) + program_.values[step.a].shift;
       if (words[10] != "-") requantize(words, 10, step, out);
     } else {
-      TORCH_CHECK(kind == "quantize", "fxquant::x86_rows: there is no step '", kind, "'");
+      TORCH_CHECK(kind == "quantize", "fxquant::x86_row_program: there is no step '", kind, "'");
       arity(6);
       step.kind = StepKind::quantize;
       out.width = program_.values[full(step.a)].width;
@@ -215,7 +228,7 @@ class Call {
   void add_embedding(const Words& words, fxq::Step& step, fxq::Value& out) {
     step.kind = StepKind::embedding;
     const Tensor &table = constant(words[2]), &scale = constant(words[3]);
-    TORCH_CHECK(program_.values[step.a].ids, "fxquant::x86_rows: an embedding takes indices");
+    TORCH_CHECK(program_.values[step.a].ids, "fxquant::x86_row_program: an embedding takes indices");
     step.table = table.const_data_ptr<int8_t>();
     step.table_scale = scale.const_data_ptr<float>();
     step.per_row = scale.numel() > 1;
@@ -242,14 +255,14 @@ class Call {
     op.activation = fxq::activation_of(words[at + 5]);
     out.width = op.n;
     const int64_t k = program_.values[full(step.a)].width;
-    TORCH_CHECK((k + 3) / 4 == op.depths, "fxquant::x86_rows: ", words[1], " has ", k, " features, the weight ",
+    TORCH_CHECK((k + 3) / 4 == op.depths, "fxquant::x86_row_program: ", words[1], " has ", k, " features, the weight ",
                 op.depths * 4, " or up to 3 fewer");
     macs_ += k * op.n;
   }
 
   // Scale, zero point, least, greatest and dtype of the bytes that a step gives stand at words[at …].
   void requantize(const Words& words, size_t at, fxq::Step& step, fxq::Value& out) {
-    TORCH_CHECK(out.width % fxq::kDepth == 0, "fxquant::x86_rows: bytes of ", out.width, " columns are not a multiple of 4");
+    TORCH_CHECK(out.width % fxq::kDepth == 0, "fxquant::x86_row_program: bytes of ", out.width, " columns are not a multiple of 4");
     fxq::Linear& op = step.linear;
     out.shift = words[at + 4] == "int8" ? 128 : 0;
     op.out_scale = *constant_of<float>(words[at], 1);
@@ -269,7 +282,7 @@ class Call {
 
   void add_result(const std::string& name) {
     fxq::Value& result = program_.values[value(name)];
-    TORCH_CHECK(name[0] == 'v' && !result.bytes, "fxquant::x86_rows: ", name, " cannot be returned");
+    TORCH_CHECK(name[0] == 'v' && !result.bytes, "fxquant::x86_row_program: ", name, " cannot be returned");
     auto shape = lead_;
     shape.push_back(result.width);
     results_.push_back(at::empty(shape, at::TensorOptions().dtype(at::kFloat)));
@@ -290,4 +303,4 @@ std::vector<Tensor> rows(const std::vector<Tensor>& inputs, const std::vector<Te
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("x86_rows", rows); }
+TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("x86_row_program", rows); }

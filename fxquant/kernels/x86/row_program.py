@@ -1,4 +1,4 @@
-"""`fxquant::x86_rows`: a row-local region of the graph as one op, run on blocks of rows that stay in the cache.
+"""`fxquant::x86_row_program`: a row-local region of the graph as one op, run on blocks of rows that stay in the cache.
 
 An op is row-local where a row of its result needs the same row of its operands alone: linears, look-ups, norms, sums.
 What such a region computes on the way never reaches memory. The region is a program, one step a line:
@@ -39,7 +39,7 @@ def steps(program: str) -> Iterator[tuple[str, list[str]]]:
         yield name, rest.removeprefix("= ").split()
 
 
-def rows(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) -> list[Tensor]:
+def row_program(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) -> list[Tensor]:
     """Return the results of `program`, each (…, N) float32, where … are the leading axes of the inputs."""
     values = {f"x{index}": value for index, value in enumerate(inputs)}
     values |= {f"c{index}": value for index, value in enumerate(constants)}
@@ -92,8 +92,8 @@ def _linear_bytes(given: list[Tensor | None], names: list[str]) -> Tensor:
     return packed.linear_int8(x, x_scale, x_zero_point, weight, scale, sums, bias, residual, names[8], *output)
 
 
-def fake_rows(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) -> list[Tensor]:
-    """Return empty tensors of the shapes of `rows`."""
+def fake_row_program(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) -> list[Tensor]:
+    """Return empty tensors of the shapes of `row_program`."""
     widths = {f"x{index}": value.shape[-1] for index, value in enumerate(inputs) if value.is_floating_point()}
     lead = leading_shape(inputs)
     for name, words in steps(program):
@@ -109,4 +109,4 @@ def _width(words: list[str], widths: dict[str, int], constants: Sequence[Tensor]
     return widths[words[1]] if place is None else int(constants[int(words[place].removeprefix("c"))].shape[-1])
 
 
-define("x86_rows(Tensor[] inputs, Tensor[] constants, str program) -> Tensor[]", rows, fake_rows)
+define("x86_row_program(Tensor[] inputs, Tensor[] constants, str program) -> Tensor[]", row_program, fake_row_program)
