@@ -1,9 +1,12 @@
 // AVX2 without VNNI: bytes are widened to s16 and multiplied by vpmaddwd. vpmaddubsw would be faster and saturates.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
 
 #include <initializer_list>
+#include <vector>
 
 #include "core.h"
 
@@ -22,6 +25,10 @@ namespace avx2_impl {
 #include "rows.h"
 
 #include "epilogue.h"
+
+#include "lanes256.h"
+
+#include "attention.h"
 
 inline __m256i broadcast(const uint8_t* p) {
   int32_t four;
@@ -75,7 +82,8 @@ void linear(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64
 
 }  // namespace avx2_impl
 
-const Isa avx2 = {"avx2", avx2_impl::quantize_rows, avx2_impl::quantize_all, avx2_impl::linear, avx2_impl::embedding};
+const Isa avx2 = {"avx2", avx2_impl::quantize_rows, avx2_impl::quantize_all, avx2_impl::linear, avx2_impl::embedding,
+                  avx2_impl::attention};
 
 }  // namespace fxq
 

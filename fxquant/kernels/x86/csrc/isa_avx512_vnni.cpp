@@ -1,9 +1,12 @@
 // AVX-512 VNNI: vpdpbusd takes four u8·s8 products a lane, without saturating.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
 
 #include <initializer_list>
+#include <vector>
 
 #include "core.h"
 
@@ -22,6 +25,10 @@ namespace avx512_vnni_impl {
 #include "rows.h"
 
 #include "epilogue.h"
+
+#include "lanes512.h"
+
+#include "attention.h"
 
 inline __m512i broadcast(const uint8_t* p) {
   int32_t four;
@@ -75,7 +82,8 @@ void linear(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64
 }  // namespace avx512_vnni_impl
 
 const Isa avx512_vnni = {"avx512_vnni", avx512_vnni_impl::quantize_rows, avx512_vnni_impl::quantize_all,
-                         avx512_vnni_impl::linear, avx512_vnni_impl::embedding};
+                         avx512_vnni_impl::linear, avx512_vnni_impl::embedding,
+                         avx512_vnni_impl::attention};
 
 }  // namespace fxq
 
