@@ -1,6 +1,6 @@
 """Which ops are steps of a row-local region (`fxquant::x86_row_program`), and the lines that they are in its program."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 

@@ -7,10 +7,10 @@ from fxquant.graph import edit
 from fxquant.kernels.emit import LINEARS, activation_of, embedding_emitter, linear_emitter, refusal
 from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import QUANTIZERS, emitter
-from fxquant.kernels.x86 import dynamic, linear, native, weight_only
+from fxquant.kernels.x86 import attention, dynamic, linear, native, weight_only
 from fxquant.kernels.x86.packed import column_sums, pack
 
-__all__ = ["dynamic", "linear", "weight_only"]  # importing them defines the ops
+__all__ = ["attention", "dynamic", "linear", "weight_only"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)

@@ -54,7 +54,8 @@ def row_program(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: 
 def leading_shape(inputs: Sequence[Tensor]) -> torch.Size:
     """Return the leading axes that all inputs broadcast to."""
     shapes = (value.shape[:-1] if value.is_floating_point() else value.shape for value in inputs)
-    return torch.broadcast_shapes(*shapes)
+    lead: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return lead
 
 
 def _compute(values: Values, words: list[str]) -> Tensor:

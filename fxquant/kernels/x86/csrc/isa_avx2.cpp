@@ -1,9 +1,12 @@
 // AVX2 without VNNI: bytes are widened to s16 and multiplied by vpmaddwd. vpmaddubsw would be faster and saturates.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
 
 #include <initializer_list>
+#include <vector>
 
 #include "core.h"
 
@@ -24,6 +27,10 @@ namespace avx2_impl {
 #include "epilogue.h"
 
 #include "norm.h"
+
+#include "lanes256.h"
+
+#include "attention.h"
 
 inline __m256i broadcast(const uint8_t* p) {
   int32_t four;
@@ -86,6 +93,7 @@ const Isa avx2 = {
     avx2_impl::norm,
     avx2_impl::add,
     avx2_impl::multiply,
+    avx2_impl::attention,
 };
 
 }  // namespace fxq

@@ -1,9 +1,12 @@
 // AVX-512 VNNI: vpdpbusd takes four u8·s8 products a lane, without saturating.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
 
 #include <initializer_list>
+#include <vector>
 
 #include "core.h"
 
@@ -24,6 +27,10 @@ namespace avx512_vnni_impl {
 #include "epilogue.h"
 
 #include "norm.h"
+
+#include "lanes512.h"
+
+#include "attention.h"
 
 inline __m512i broadcast(const uint8_t* p) {
   int32_t four;
@@ -85,6 +92,7 @@ const Isa avx512_vnni = {
     avx512_vnni_impl::norm,
     avx512_vnni_impl::add,
     avx512_vnni_impl::multiply,
+    avx512_vnni_impl::attention,
 };
 
 }  // namespace fxq
