@@ -68,21 +68,35 @@ def test_random_rows_of_every_magnitude(scheme):
     assert_exact(rows(exponents.tolist()), scheme)
 
 
-def test_ties_and_their_neighbours(scheme):
-    """Quotients x/S at k + 1/2 and a few units in the last place beside, for scales that their own rows give."""
-    exponents = torch.arange(6_000) % 240 - 119
-    x = rows(exponents.tolist(), 1)
-    edges = torch.stack([x.amin(-1), x.amax(-1)], -1)
+def around_ties(x, scheme, seed=2):
+    """Replace all but the edges of rows by numbers at S·(k + 1/2), or up to two units in the last place beside."""
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     scale = numerics.choose_qparams(x, spec_of(scheme)).scale
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed)
     halves = torch.randint(-255, 256, x.shape, generator=generator) + 0.5
-    ties = (scale * halves).clamp(edges[:, :1], edges[:, 1:])
+    halves[:, ::2] = torch.randint(-8, 8, halves[:, ::2].shape, generator=generator) + 0.5
+    ties = (scale * halves).clamp(low, high)
     for _ in range(2):
         away = torch.randint(-1, 2, x.shape, generator=generator)
-        ties = torch.nextafter(ties, torch.where(away == 0, ties, away * torch.inf)).clamp(edges[:, :1], edges[:, 1:])
-    ties[:, :2] = edges
+        ties = torch.nextafter(ties, torch.where(away == 0, ties, away * torch.inf)).clamp(low, high)
+    ties[:, :1], ties[:, 1:2] = low, high
     assert torch.equal(numerics.choose_qparams(ties, spec_of(scheme)).scale, scale)
-    assert_exact(ties, scheme)
+    return ties
+
+
+def test_ties_and_their_neighbours(scheme):
+    """For scales that their own rows give."""
+    exponents = torch.arange(6_000) % 240 - 119
+    assert_exact(around_ties(rows(exponents.tolist(), 1), scheme), scheme)
+
+
+def test_ties_where_a_remainder_is_subnormal(scheme):
+    """x − q·S has bits below the least float; S stands beside powers of two, whose reciprocals are the worst."""
+    exponents = torch.arange(-119, -95, dtype=torch.float64).repeat(200)
+    near = torch.arange(len(exponents)) % 81 - 40
+    edge = exponents.exp2() * (1 + near * 2.0**-23) * (127 if scheme[1] and scheme[2] != "full" else 127.5)
+    x = edge[:, None].float() * torch.linspace(-1, 1, WIDTH)
+    assert_exact(around_ties(x, scheme), scheme)
 
 
 def test_exact_ties_round_to_even(scheme):
