@@ -13,6 +13,9 @@ namespace fxq {
 constexpr int64_t kColumns = 64;  // columns of a packed block
 constexpr int64_t kDepth = 4;     // depths that one dot-product lane takes
 
+// Features of a linear up to which all its sums fit: those of weights the two halves of epilogue.h.
+constexpr int64_t kDeepest = 33025;
+
 enum class Activation { none, relu, gelu, gelu_tanh, silu };
 
 // How a float row becomes bytes: q = clamp(round(x / S) + Z, qmin, qmax), stored as q + shift in u8.
