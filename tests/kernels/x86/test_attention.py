@@ -17,7 +17,7 @@ from fxquant.kernels.x86.isa import NATIVE
 assert fxquant.kernels  # defines the ops
 op = torch.ops.fxquant.x86_attention
 BFLOAT16 = "avx512_bf16"
-examples = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+examples = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 lengths = st.sampled_from([0, 1, 2, 5, 8, 15, 16, 17, 31, 33, 48, 65])
 heads_of = st.sampled_from([(1, 1), (2, 2), (4, 2), (6, 1)])
 features = st.sampled_from([1, 3, 8, 15, 16, 17, 32, 40, 48, 64])
@@ -123,7 +123,8 @@ def test_equals_softmax_in_float64(each, batch, queries, keys, heads, width, kin
 def test_merged_columns_equal_three_tensors(each, batch, length, heads, width, causal, seed):
     q, k, v = (x.flatten(2) for x in operands(batch, length, length, *heads, width, seed))
     rest = (None, None, *heads, 0.3, causal)
-    assert torch.equal(each(torch.cat([q, k, v], 2), None, None, *rest), each(q, k, v, *rest))
+    merged = each(torch.cat([q, k, v], 2), None, None, *rest)
+    torch.testing.assert_close(merged, each(q, k, v, *rest), rtol=2e-6, atol=2e-6)
 
 
 LAYOUTS = {
@@ -146,7 +147,7 @@ def test_strided_columns(each):
     q, k, v = (x.flatten(2) for x in operands(2, 7, 7, 2, 2, 16))
     wide = torch.cat([k, q, v], 2)
     y = each(wide[..., 32:64], wide[..., :32], wide[..., 64:], None, None, 2, 2, 0.25, False)
-    assert torch.equal(y, each(q, k, v, None, None, 2, 2, 0.25, False))
+    torch.testing.assert_close(y, each(q, k, v, None, None, 2, 2, 0.25, False), rtol=2e-6, atol=2e-6)
 
 
 @examples
