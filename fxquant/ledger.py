@@ -4,13 +4,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from tabulate import tabulate
 from torch import fx
 
 from fxquant.graph import edit
 from fxquant.ops.cost import ATTENTION, CONVOLUTION, LINEAR, family, macs
-from fxquant.passes.claims import UNINTENDED, Claim, Reason
+from fxquant.passes.claims import UNINTENDED, Claim, Reason, claimed_facts
 from fxquant.spec import QuantSpec
 
 FAMILIES = (LINEAR, ATTENTION, CONVOLUTION)
@@ -107,18 +108,19 @@ def _rows(gm: fx.GraphModule, stage: str) -> Iterator[Row]:
         facts = edit.marks(node)
         if node.op != "call_function":
             continue
-        if "claim" in facts:
-            yield _claimed(node, Claim.from_dict(facts["claim"]), stage)
-        elif "member" not in facts and ("reason" in facts or family(node)):
+        claimed = claimed_facts(node)
+        for each in claimed:
+            yield _claimed(node, each, stage)
+        if not claimed and "member" not in facts and ("reason" in facts or family(node)):
             yield _unclaimed(node, facts.get("reason"))
 
 
-def _claimed(node: fx.Node, claim: Claim, stage: str) -> Row:
-    facts = edit.marks(node)
+def _claimed(node: fx.Node, facts: dict[str, Any], stage: str) -> Row:
+    claim = Claim.from_dict(facts["claim"])
     kernel = f"{claim.kernel} (planned)" if claim.kernel else "Q/DQ"
     code = reason = ""
     if "lowered" in facts:
-        kernel = str(facts["lowered"]).removesuffix(".default")
+        kernel = _kernel(node, str(facts["lowered"]))
     elif stage == "lowered":
         kernel, code = "Q/DQ", "fallback"
         reason = facts.get("fallback", "the rule names no kernel")
@@ -133,6 +135,12 @@ def _claimed(node: fx.Node, claim: Claim, stage: str) -> Row:
         code=code,
         reason=str(reason),
     )
+
+
+def _kernel(node: fx.Node, lowered: str) -> str:
+    """Return the kernel's name; for one that is a step of a fused kernel, after that one's name."""
+    host, kernel = (name.removesuffix(".default") for name in (str(node.target), lowered))
+    return kernel if host == kernel else f"{host}: {kernel.removeprefix('fxquant.')}"
 
 
 def _unclaimed(node: fx.Node, reason: dict[str, str] | None) -> Row:

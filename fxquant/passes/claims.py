@@ -5,9 +5,10 @@ All of it is JSON-able data in `node.meta["fxquant"]`:
     member   on every node of a claimed op: the claim's id
     roles    on a member: argument index → role, the edges of the match
     reason   on a node that no rule claims: {"code", "text"}
+    fused    on a kernel that computes several claimed ops, or one at another place: the list of their facts
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
@@ -85,6 +86,22 @@ def write_claim(claim: Claim, match: Match) -> None:
 def write_reason(node: fx.Node, code: Reason, text: str) -> None:
     """Write why `node` is not claimed."""
     mark(node, reason={"code": str(code), "text": text})
+
+
+def claimed_facts(node: fx.Node) -> tuple[dict[str, Any], ...]:
+    """Return the facts of every claimed op that `node` computes: its own claim, or those that a fusion joined."""
+    facts = marks(node)
+    return (facts,) if "claim" in facts else tuple(facts.get("fused", ()))
+
+
+def hand_over(nodes: Iterable[fx.Node], kernel: fx.Node) -> None:
+    """Let `kernel` carry the claims of `nodes`, which it computes from now on."""
+    kept = ("claim", "lowered", "requantized", "fallback")
+    facts = [{key: fact[key] for key in kept if key in fact} for node in nodes for fact in claimed_facts(node)]
+    mark(kernel, fused=[*marks(kernel).get("fused", []), *facts] or None)
+    for node in nodes:
+        if node is not kernel:
+            mark(node, claim=None, lowered=None, requantized=None, fallback=None, fused=None)
 
 
 def erase_claims(gm: fx.GraphModule) -> None:

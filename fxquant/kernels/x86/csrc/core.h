@@ -47,6 +47,14 @@ struct Linear {
   int32_t out_zero_point, out_qmin, out_qmax;
 };
 
+// Layer normalization over rows of d values, or RMS normalization.
+struct Norm {
+  int64_t d;
+  const float *weight, *bias;  // one value a column, or null
+  float eps;
+  bool rms;
+};
+
 // softmax(q·kᵀ·scale + mask)·v. Strides are in elements; the features of a head are contiguous.
 struct Attention {
   const float *q, *k, *v;
@@ -80,6 +88,10 @@ struct Isa {
   // y[i] = scale[index[i]]·table[index[i]], rows of d bytes.
   void (*embedding)(const int8_t* table, const float* scale, int64_t per_row, const int64_t* index, int64_t count,
                     int64_t d, float* y);
+  // Rows of op.d values; y may be x.
+  void (*norm)(const Norm& op, const float* x, int64_t rows, float* y);
+  void (*add)(const float* a, const float* b, int64_t count, float* y);
+  void (*multiply)(const float* a, const float* b, int64_t count, float* y);
   // Do tasks from `next` on until none is left; several threads may share `next`.
   void (*attention)(const Attention& op, std::atomic<int64_t>& next);
 };

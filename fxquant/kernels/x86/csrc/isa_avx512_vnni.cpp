@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core.h"
+#include "gelu_table.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
@@ -25,6 +26,8 @@ namespace avx512_vnni_impl {
 #include "rows.h"
 
 #include "epilogue.h"
+
+#include "norm.h"
 
 #include "lanes512.h"
 
@@ -83,9 +86,17 @@ void linear(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64
 
 }  // namespace avx512_vnni_impl
 
-const Isa avx512_vnni = {"avx512_vnni", avx512_vnni_impl::quantize_rows, avx512_vnni_impl::quantize_all,
-                         avx512_vnni_impl::linear, avx512_vnni_impl::embedding,
-                         avx512_vnni_impl::attention};
+const Isa avx512_vnni = {
+    "avx512_vnni",
+    avx512_vnni_impl::quantize_rows,
+    avx512_vnni_impl::quantize_all,
+    avx512_vnni_impl::linear,
+    avx512_vnni_impl::embedding,
+    avx512_vnni_impl::norm,
+    avx512_vnni_impl::add,
+    avx512_vnni_impl::multiply,
+    avx512_vnni_impl::attention,
+};
 
 }  // namespace fxq
 
