@@ -99,6 +99,9 @@ struct Isa {
   void (*attention)(const Attention& op, std::atomic<int64_t>& next);
 };
 
+// Attention with bfloat16 factors, for CPUs that have avx512_vnni's instructions and these.
+void attention_avx512_bf16(const Attention& op, std::atomic<int64_t>& next);
+
 extern const Isa avx512_vnni;
 extern const Isa avx2;
 
