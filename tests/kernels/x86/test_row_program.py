@@ -334,7 +334,7 @@ def test_leading_axes_only_name_the_rows():
 
 @pytest.mark.parametrize("batch", [1, 2, 40])
 def test_inputs_that_serve_every_batch_row(batch):
-    """Positions (1, S) beside words (B, S): as ids, as the second operand of a sum, as a residual, as a norm's input."""
+    """Positions (1, S) beside words (B, S): as ids, as the second operand of a sum, as a residual, into a norm."""
     length, width = 13, 20
     ids = torch.randint(0, 11, (batch, length), generator=torch.Generator().manual_seed(1))
     positions, shared = torch.arange(length)[None] % 11, draw(1, length, width)
