@@ -21,6 +21,9 @@ using std::string_view;
 
 using Words = std::vector<std::string>;
 
+// Below this many multiply-accumulates waking a second thread costs more than it gives.
+constexpr int64_t kAlone = int64_t{1} << 20;
+
 struct Source {
   std::vector<Words> lines;  // "v0 = kind operand …" as {kind, operand, …}
   Words results;
@@ -89,20 +92,29 @@ class Call {
     trace();
     const int64_t scratch = fxq::place(program_);
     const fxq::Isa& isa = fxq::chosen_isa();
-    const int64_t threads = macs_ * rows_ < fxq::kSerial ? 1 : at::get_num_threads();
-    if (threads == 1 || rows_ >= 24 * threads) {
-      fxq::over(threads, rows_, [&](int64_t a, int64_t b) { fxq::run(program_, isa, scratch, a, b); });
+    const int64_t all = at::get_num_threads();
+    if (rows_ >= 24 * all) {
+      fxq::over(macs_ * rows_ < fxq::kSerial ? 1 : all, rows_,
+                [&](int64_t a, int64_t b) { fxq::run(program_, isa, scratch, a, b); });
     } else {
-      fxq::run_split(program_, isa, scratch,
-                     [](int64_t macs, int64_t blocks, const void* work, void (*call)(const void*, int64_t, int64_t)) {
-                       fxq::over(macs < fxq::kSerial ? 1 : at::get_num_threads(), blocks,
-                                 [&](int64_t a, int64_t b) { call(work, a, b); });
-                     });
+      run_together(isa, scratch, macs_ * rows_ < kAlone ? 1 : all);
     }
     return results_;
   }
 
  private:
+  // Few rows: the threads share the columns of each linear instead.
+  void run_together(const fxq::Isa& isa, int64_t scratch, int64_t threads) {
+#if !AT_PARALLEL_OPENMP
+    threads = 1;  // only of OpenMP is it known that all bodies of a loop run at the same time
+#endif
+    fxq::Team team;
+    uint8_t* memory = fxq::shared_memory(program_, scratch);
+    fxq::over(threads, threads, [&](int64_t a, int64_t b) {
+      fxq::run_together(program_, isa, scratch, memory, team, team.join(b - a, threads));
+    });
+  }
+
   // Let a profiler see which kernels the op stands for.
   void trace() const {
     for (const fxq::Step& step : program_.steps) {

@@ -99,6 +99,13 @@ struct Isa {
   void (*attention)(const Attention& op, std::atomic<int64_t>& next);
 };
 
+// Attention with bfloat16 factors, for CPUs that have avx512_vnni's instructions and these.
+void attention_avx512_bf16(const Attention& op, std::atomic<int64_t>& next);
+
+// The part of an instruction set that differs from a wider one's.
+void linear_avx_vnni(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
+void linear_avx512_vl(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
+
 extern const Isa avx512_vnni;
 extern const Isa avx2;
 

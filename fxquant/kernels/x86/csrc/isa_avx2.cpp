@@ -31,6 +31,8 @@ namespace avx2_impl {
 
 #include "lanes256.h"
 
+#include "factors.h"
+
 #include "attention.h"
 
 inline __m256i broadcast(const uint8_t* p) {

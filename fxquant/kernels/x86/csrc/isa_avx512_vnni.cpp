@@ -31,6 +31,8 @@ namespace avx512_vnni_impl {
 
 #include "lanes512.h"
 
+#include "factors.h"
+
 #include "attention.h"
 
 inline __m512i broadcast(const uint8_t* p) {
