@@ -1,5 +1,7 @@
 """The kernel sets agree: x86 equals the reference to the bit, kernel by kernel; fused kernels differ by norms alone."""
 
+from functools import cache
+
 import models
 import pytest
 import torch
@@ -23,6 +25,7 @@ def own_kernels():
         pytest.skip("the C++ kernels are not available; torch's round in another order")
 
 
+@cache
 def converted(name, recipe):
     model, inputs = models.EVERY[name]()
     prepared = fxq.prepare(fxq.capture(model, inputs), "x86", recipe)

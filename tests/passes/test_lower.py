@@ -228,10 +228,9 @@ def test_a_linear_deeper_than_the_packed_kernels_are_exact_is_torchs(more, recip
     if not native.available():
         pytest.skip("torch's own ops multiply")
     depth = packed.DEEPEST + more
-    model = Call(lambda x, layer=nn.Linear(depth, 3): layer(x))
-    model.layer = model.function.__defaults__[0]
+    model = nn.Sequential(nn.Linear(depth, 3))
     with torch.no_grad():
-        model.layer.weight.fill_(0.01)  # the greatest sum of weights that a row can have
+        model[0].weight.fill_(0.01)  # the greatest sum of weights that a row can have
     lowered = both(model, x(2, depth) + 3, recipe=recipe, backend="x86", atol=2e-2)
     assert any("x86_packed_linear" in row.kernel for row in fxq.ledger(lowered).rows) is not bool(more)
     assert fxq.ledger(lowered).coverage == 1.0
