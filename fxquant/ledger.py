@@ -153,7 +153,7 @@ def _unclaimed(node: fx.Node, reason: dict[str, str] | None) -> Row:
         family=family(node),
         flops=2 * macs(node),
         dtype=str(known.dtype).removeprefix("torch.") if known else "",
-        kernel="",
+        kernel=str(edit.marks(node).get("lowered", "")).removesuffix(".default"),
         code=reason["code"],
         reason=reason["text"],
     )
