@@ -88,9 +88,7 @@ def lower(qdq: Graph, backend: str | Path | Backend | None = None) -> Graph:
 def _lower(qdq: fx.GraphModule, backend: Backend | None) -> fx.GraphModule:
     _expect_stage(qdq, "lower", "converted", "fxquant.convert")
     chosen = backend or recorded_backend(qdq)
-    gm = _with_kernels(qdq, chosen, listed_passes(chosen.passes, chosen.source))
-    gm.meta[_QDQ] = edit.clone(qdq)
-    return gm
+    return _with_kernels(qdq, chosen, listed_passes(chosen.passes, chosen.source))
 
 
 def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...]) -> fx.GraphModule:
@@ -98,6 +96,7 @@ def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...
     first = () if backend == recorded_backend(gm) else (Annotate(backend, None),)
     Pipeline((*first, Lower(backend), *listed)).run(gm)
     edit.mark(gm, stage="lowered", backend=backend.to_dict())
+    gm.meta[_QDQ] = edit.clone(qdq)
     gm.recompile()
     return gm
 

@@ -6,7 +6,6 @@ from math import prod
 import torch
 from torch import fx
 
-import fxquant.kernels  # noqa: F401  defines the ops
 from fxquant.graph.edit import TensorInfo, info
 
 aten = torch.ops.aten
@@ -49,17 +48,6 @@ def _attention(node: fx.Node) -> int:
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def _attention_kernel(node: fx.Node) -> int:
-    """MACs of both products: 2·B·heads·S·T·D."""
-    query, key = _shape(node.args[0]), _shape(node.args[1] or node.args[0])
-    heads, kv_heads = node.args[5:7]
-    assert isinstance(heads, int) and isinstance(kv_heads, int)
-    if not (query and key):
-        return 0
-    columns = prod(query[2:]) if node.args[1] else query[2] // (heads + 2 * kv_heads) * heads
-    return 2 * prod(query[:2]) * key[1] * columns
-
-
 def _einsum(node: fx.Node) -> int:
     """MACs of an einsum: the product of the sizes of all its indices; an ellipsis counts by the result."""
     equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
@@ -99,7 +87,6 @@ MACS: dict[object, tuple[str, Callable[[fx.Node], int]]] = {
     aten.bmm.default: (ATTENTION, _contraction),
     aten.baddbmm.default: (ATTENTION, _added_product),
     aten.scaled_dot_product_attention.default: (ATTENTION, _attention),
-    torch.ops.fxquant.x86_attention.default: (ATTENTION, _attention_kernel),
     aten.conv1d.default: (CONVOLUTION, _convolution),
     aten.conv2d.default: (CONVOLUTION, _convolution),
     aten.conv3d.default: (CONVOLUTION, _convolution),

@@ -57,9 +57,9 @@ def flattens(flat: fx.Node, apart: fx.Node) -> bool:
 
 
 def _same_size(a: fx.Node, b: fx.Node, axis: int) -> bool:
-    values = [each.meta.get("val") for each in (a, b)]
-    if all(isinstance(value, Tensor) for value in values):
-        sizes = [value.shape[axis] for value in values]
+    left, right = a.meta.get("val"), b.meta.get("val")
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        sizes = left.shape[axis], right.shape[axis]
         return len({size.node.expr if isinstance(size, torch.SymInt) else size for size in sizes}) == 1
     one, two = edit.info(a), edit.info(b)
     if one is None or two is None:

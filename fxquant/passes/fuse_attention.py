@@ -18,6 +18,7 @@ from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
 from fxquant.kernels.x86 import native
 from fxquant.passes.attention_operands import Operand, flattens, joined, operand, swaps_positions_and_heads, unrepeated
+from fxquant.passes.claims import hand_over
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
@@ -115,8 +116,7 @@ def _replace(node: fx.Node, read: _Heads) -> None:
         scale = read.features**-0.5 if scale is None else scale
         tail = (_mask(node, mask), None, read.heads, read.kv_heads, scale, causal)
         new = edit.call(graph, ATTENTION, (*rows, *tail), like=node, value=_flat(node))
-    facts = {key: fact for key, fact in edit.marks(node).items() if key not in ("path", "value", "member", "roles")}
-    edit.mark(new, **facts, lowered=str(ATTENTION))
+    hand_over((node,), new)
     _hand_on(node, new, read)
     graph.erase_node(node)
 

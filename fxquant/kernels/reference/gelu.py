@@ -1,8 +1,8 @@
 """GELU as the kernels compute it: x/2·(1 + erf(x/√2)) = max(x, 0) − a·Φ(−a) with a = |x|, to 5e-7.
 
-a·Φ(−a) = a/2·erfc(a/√2) is a cubic polynomial in t = 5.75·a − n, |t| ≤ 1/2, for each whole n up to 30, each fitted to the
-least greatest error; beyond it is 0. The C++ kernels compute the same, operation by operation, so results are equal to
-the bit (x86/csrc/epilogue.h, gelu_table.h).
+a·Φ(−a) = a/2·erfc(a/√2) is a cubic polynomial in t = 5.75·a − n, |t| ≤ 1/2, for each whole n up to 30, each fitted to
+the least greatest error; beyond it is 0. The C++ kernels compute the same, operation by operation, so results are equal
+to the bit (x86/csrc/epilogue.h, gelu_table.h).
 """
 
 import torch
@@ -65,4 +65,5 @@ def gelu(x: Tensor) -> Tensor:
     p, *rest = _COEFFICIENTS.to(x.device)[:, n.nan_to_num().long()]
     for coefficient in rest:
         p = fma(p, t, coefficient)
-    return torch.relu(x) - p
+    result: Tensor = torch.relu(x) - p
+    return result
