@@ -11,7 +11,7 @@ from fxquant.backends import Backend, load_backend, read_backend
 from fxquant.errors import FxQuantError, FxQuantWarning
 from fxquant.graph import edit
 from fxquant.passes.annotate import Annotate
-from fxquant.passes.base import Pipeline
+from fxquant.passes.base import Pass, Pipeline
 from fxquant.passes.canonicalize import CANONICAL
 from fxquant.passes.convert import Convert
 from fxquant.passes.lower import Lower
@@ -87,13 +87,15 @@ def lower(qdq: Graph, backend: str | Path | Backend | None = None) -> Graph:
 
 def _lower(qdq: fx.GraphModule, backend: Backend | None) -> fx.GraphModule:
     _expect_stage(qdq, "lower", "converted", "fxquant.convert")
+    chosen = backend or recorded_backend(qdq)
+    return _with_kernels(qdq, chosen, listed_passes(chosen.passes, chosen.source))
+
+
+def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...]) -> fx.GraphModule:
     gm = edit.clone(qdq)
-    planned = recorded_backend(gm)
-    chosen = backend or planned
-    first = () if chosen == planned else (Annotate(chosen, None),)
-    listed = listed_passes(chosen.passes, chosen.source)
-    Pipeline((*first, Lower(chosen), *listed)).run(gm)
-    edit.mark(gm, stage="lowered", backend=chosen.to_dict())
+    first = () if backend == recorded_backend(gm) else (Annotate(backend, None),)
+    Pipeline((*first, Lower(backend), *listed)).run(gm)
+    edit.mark(gm, stage="lowered", backend=backend.to_dict())
     gm.meta[_QDQ] = edit.clone(qdq)
     gm.recompile()
     return gm
@@ -115,6 +117,14 @@ def portable(gm: fx.GraphModule) -> fx.GraphModule:
         found = "lowered, and has lost the graph that it came from" if stage else "not made by fxquant"
         raise FxQuantError(f"expected a graph that is captured, converted or lowered; this one is {found}")
     return gm
+
+
+def unfused(lowered: fx.GraphModule) -> fx.GraphModule:
+    """Return a lowered graph in which every claimed op is a kernel call of its own: no pass has joined or moved any.
+
+    Its kernels compute what those of `lowered` do; only the backend's listed passes are left out.
+    """
+    return _with_kernels(portable(lowered), recorded_backend(lowered), ())
 
 
 def recorded_backend(gm: fx.GraphModule) -> Backend:

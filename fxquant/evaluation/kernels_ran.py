@@ -18,6 +18,8 @@ OWN = "fxquant::"
 # integer code of ours.
 OWN_PRODUCTS = ("linear", "matmul", "conv")
 WITHIN = " > "
+# An own op that runs several kernels leaves "op.kernel" for each.
+STEP = "."
 
 
 def kernels_that_ran(call: Callable[[], object]) -> Counter[str]:
@@ -76,8 +78,10 @@ def _called(ran: Counter[str], wanted: Callable[[str], bool]) -> Counter[str]:
 
 
 def _alone(ran: Counter[str]) -> Counter[str]:
-    """Return the own ops that called no product."""
-    hosts = {name.split(WITHIN)[0] for name in ran if WITHIN in name}
+    """Return the own ops that called no product; of those that run several kernels, the kernels."""
+    hosts = {name.split(WITHIN)[0] for name in ran if WITHIN in name} | {
+        name.split(STEP)[0] for name in ran if STEP in name
+    }
     return Counter({n: count for n, count in ran.items() if n.startswith(OWN) and n not in hosts and WITHIN not in n})
 
 

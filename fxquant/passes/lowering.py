@@ -2,11 +2,13 @@
 
 from fxquant.config import within
 from fxquant.passes.base import Pass
+from fxquant.passes.fuse_rows import FuseRows
 from fxquant.passes.merge_linears import MergeLinears
 from fxquant.registry import Registry
 
 LOWERING: Registry[Pass] = Registry("lowering pass")
 LOWERING.add("merge_linears", MergeLinears())
+LOWERING.add("fuse_rows", FuseRows())
 
 
 def listed_passes(names: tuple[str, ...], source: str) -> tuple[Pass, ...]:

@@ -14,26 +14,6 @@ using at::Tensor;
 using std::optional;
 using std::string_view;
 
-fxq::Activation activation_of(string_view name) {
-  if (name == "none") return fxq::Activation::none;
-  if (name == "relu") return fxq::Activation::relu;
-  if (name == "gelu") return fxq::Activation::gelu;
-  if (name == "gelu_tanh") return fxq::Activation::gelu_tanh;
-  TORCH_CHECK(name == "silu", "fxquant: unknown activation '", name, "'; known: none, relu, gelu, gelu_tanh, silu");
-  return fxq::Activation::silu;
-}
-
-fxq::RowScheme scheme_of(string_view dtype, bool symmetric, string_view range) {
-  const bool is_signed = dtype == "int8", full = range == "full";
-  TORCH_CHECK(is_signed || dtype == "uint8", "fxquant: activations are int8 or uint8, not ", dtype);
-  fxq::RowScheme scheme{symmetric, is_signed ? -128 : 0, is_signed ? 127 : 255, is_signed ? 0 : 128, 0.0f,
-                        is_signed ? 128 : 0};
-  if (symmetric && is_signed && !full) scheme.qmin = -127;
-  const float half = static_cast<float>(scheme.qmax - scheme.qmin) / 2;
-  scheme.divisor = symmetric && !(is_signed && full) ? static_cast<float>(scheme.qmax - scheme.middle) : half;
-  return scheme;
-}
-
 // Rows that one thread takes at a time: few enough that their bytes stay in its L2 cache, a multiple of every tile.
 constexpr int64_t kChunk = 96;
 
@@ -43,8 +23,7 @@ struct Plan {
 
   Plan(const Tensor& x, const Tensor& packed, const Tensor& weight_sum)
       : k(x.size(-1)), n(weight_sum.numel()), depths(packed.size(1)), blocks(packed.size(0)) {
-    TORCH_CHECK(packed.dim() == 4 && packed.is_contiguous(), "fxquant: the weight is not packed");
-    TORCH_CHECK((k + 3) / 4 == depths, "fxquant: x has ", k, " features, the weight ", depths * 4, " or up to 3 fewer");
+    fxq::check_packed(packed, k, n);
     rows = 1;
     for (const int64_t size : x.sizes().slice(0, x.dim() - 1)) rows *= size;
     threads = rows * n * k < fxq::kSerial ? 1 : at::get_num_threads();
@@ -67,7 +46,7 @@ fxq::Linear linear_of(const Plan& plan, const Tensor& packed, const Tensor& weig
               "fxquant: the weight's scale is neither one value nor one for each of ", plan.n, " columns");
   op.bias = bias ? bias->const_data_ptr<float>() : nullptr;
   op.residual = residual ? residual->const_data_ptr<float>() : nullptr;
-  op.activation = activation_of(activation);
+  op.activation = fxq::activation_of(activation);
   return op;
 }
 
@@ -95,7 +74,7 @@ Tensor linear_dynamic(const Tensor& x_, const Tensor& packed, const Tensor& weig
   if (!y.numel()) return y;
   const auto bias_held = fxq::contiguous(bias), residual_held = expanded(residual, y);
   fxq::Linear op = linear_of(plan, packed, weight_scale, weight_sum, bias_held, residual_held, activation);
-  const fxq::RowScheme scheme = scheme_of(dtype, symmetric, range);
+  const fxq::RowScheme scheme = fxq::scheme_of(dtype, symmetric, range);
   op.x_stride = plan.depths * fxq::kDepth;
   op.per_row = 1;
   const float* values = x.const_data_ptr<float>();

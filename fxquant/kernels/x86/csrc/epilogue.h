@@ -18,23 +18,17 @@ inline V::F gated(V::F x, V::F t) {
   return V::div(x, V::add(V::set(1.0f), exponential(V::sub(V::set(0.0f), t))));
 }
 
-// x/2·(1 + erf(x/√2)). erf(x/√2)/x is a polynomial of degree 13 in u = 2·x²/5.2² − 1 on |x| ≤ 5.2, fitted to the least
-// greatest error of the result, which is 1e-6; beyond, erf is ±1 to 2e-7. Centring u keeps float32 Horner accurate.
+// x/2·(1 + erf(x/√2)) = max(x, 0) − a·Φ(−a), a = |x|, from the table of cubic pieces (gelu_table.h). Adding 1.5·2²³
+// rounds to a whole number, whose low bits are the piece.
 inline V::F gelu(V::F x) {
-  constexpr float reach = 5.2f;
-  constexpr float c[] = {-0.0007764850161038339f, 0.0023773780558258295f, -0.002937507815659046f,
-                         0.004010343924164772f,   -0.009084665216505527f, 0.016730207949876785f,
-                         -0.025239301845431328f,  0.03607754036784172f,   -0.04939768463373184f,
-                         0.06394783407449722f,    -0.07986397296190262f,  0.10005123168230057f,
-                         -0.13548724353313446f,   0.2718999683856964f};
-  const V::F t = V::min(V::max(x, V::set(-reach)), V::set(reach));
-  const V::F u = V::fma(V::mul(t, t), V::set(2 / (reach * reach)), V::set(-1.0f));
-  V::F p = V::set(c[0]);
-  for (int i = 1; i < 14; ++i) p = V::fma(p, u, V::set(c[i]));
-  // Beyond the reach x − t takes the value past ±1, where it is cut off.
-  const V::F e = V::min(V::max(V::fma(p, t, V::sub(x, t)), V::set(-1.0f)), V::set(1.0f));
-  const V::F half = V::mul(x, V::set(0.5f));
-  return V::fma(half, e, half);
+  const V::F scale = V::set(kGeluPieces), magic = V::set(12582912.0f);
+  const V::F a = V::min(V::absolute(x), V::set(31 / kGeluPieces));
+  const V::F shifted = V::fma(a, scale, magic);
+  const V::F t = V::fma(a, scale, V::sub(magic, shifted));
+  const V::I piece = V::bits(shifted);
+  V::F p = V::look_up(kGelu[0], piece);
+  for (int i = 1; i < 4; ++i) p = V::fma(p, t, V::look_up(kGelu[i], piece));
+  return V::sub(V::max(V::set(0.0f), x), p);  // in this order NaN stays
 }
 
 template <Activation A>
@@ -49,11 +43,18 @@ inline V::F activate(V::F x) {
   return x;
 }
 
+// A sum of weights as two s16, sum = 128·high + low, so that one instruction multiplies it exactly with a zero point Z
+// that is given as (Z, 128·Z). It holds while |sum| < 2²², which is for up to kDeepest features.
+inline int32_t halves(int32_t sum) { return static_cast<int32_t>(static_cast<uint32_t>(sum >> 7) << 16 | (sum & 127)); }
+inline V::I minus_halves(int32_t zero_point) {
+  return V::seti(static_cast<int32_t>(static_cast<uint32_t>(-zero_point * 128) << 16 | (-zero_point & 0xffff)));
+}
+
 // The constants of one block of columns, padded to 64.
 struct Columns {
   alignas(64) float scale[kColumns];
   alignas(64) float bias[kColumns];
-  alignas(64) int32_t sum[kColumns];
+  alignas(64) int32_t sum[kColumns];  // as halves
   int64_t first, count;
 
   Columns(const Linear& op, int64_t block) : first(block * kColumns) {
@@ -62,7 +63,7 @@ struct Columns {
       const bool inside = c < count;
       scale[c] = inside ? op.weight_scale[(first + c) * op.per_column] : 0.0f;
       bias[c] = inside && op.bias ? op.bias[first + c] : 0.0f;
-      sum[c] = inside ? op.weight_sum[first + c] : 0;
+      sum[c] = inside ? halves(op.weight_sum[first + c]) : 0;
     }
   }
 };
@@ -77,48 +78,58 @@ inline void store_quantized(const Linear& op, const float* y, uint8_t* q) {
   }
 }
 
-// One row of a tile: y = activation(fma(acc − Z·Σw, sx·sw, bias)) + residual.
+// Sixteen or eight columns of a tile: y = activation(fma(acc − Z·Σw, sx·sw, bias)) + residual, all rows of a column
+// together, as its constants are then loaded once.
 template <Activation A>
-inline void finish_row(const Linear& op, const Columns& columns, int64_t row, const int32_t* acc) {
-  const float x_scale = op.x_scale[row * op.per_row];
-  const V::I zero_point = V::seti(op.x_zero_point[row * op.per_row]);
+inline void finish_columns(const Linear& op, const Columns& columns, int64_t c, int64_t row, int64_t rows,
+                           const int32_t* acc, const float* residual, int64_t residual_stride, float* y,
+                           int64_t y_stride) {
+  const V::I sum = V::loadi(columns.sum + c);
+  const V::F scale = V::load(columns.scale + c), bias = V::load(columns.bias + c);
+  for (int64_t r = 0; r < rows; ++r) {
+    const V::I zero_point = minus_halves(op.x_zero_point[(row + r) * op.per_row]);
+    const V::F value = V::to_float(V::dot(V::loadi(acc + r * kColumns + c), zero_point, sum));
+    V::F v = activate<A>(V::fma(value, V::mul(V::set(op.x_scale[(row + r) * op.per_row]), scale), bias));
+    if (residual) v = V::add(v, V::load(residual + r * residual_stride + c));
+    V::store(y + r * y_stride + c, v);
+  }
+}
+
+// The rows of a tile. Where the block has fewer than 64 columns, or the result is bytes, they pass through a buffer.
+template <Activation A, int64_t kRows>
+inline void finish_as(const Linear& op, const Columns& columns, int64_t row, int64_t rows, const int32_t* acc) {
   const int64_t place = row * op.n + columns.first;
-  const bool whole = columns.count == kColumns;
-  alignas(64) float local[kColumns];
-  alignas(64) uint8_t bytes[kColumns];
-  float* y = whole && op.y ? op.y + place : local;
+  const bool whole = columns.count == kColumns, direct = whole && op.y;
+  alignas(64) float local[kRows * kColumns];
+  float* y = direct ? op.y + place : local;
+  const int64_t stride = direct ? op.n : kColumns;
   const float* residual = op.residual ? op.residual + place : nullptr;
   if (residual && !whole) {
-    std::memcpy(local, residual, columns.count * sizeof(float));
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(local + r * kColumns, residual + r * op.n, columns.count * sizeof(float));
     residual = local;
   }
-  for (int64_t c = 0; c < kColumns; c += V::lanes) {
-    const V::I sum = V::muli(zero_point, V::loadi(columns.sum + c));
-    const V::F value = V::to_float(V::subi(V::loadi(acc + c), sum));
-    const V::F scale = V::mul(V::set(x_scale), V::load(columns.scale + c));
-    V::F v = activate<A>(V::fma(value, scale, V::load(columns.bias + c)));
-    if (residual) v = V::add(v, V::load(residual + c));
-    V::store(y + c, v);
-  }
-  if (op.y && !whole) std::memcpy(op.y + place, local, columns.count * sizeof(float));
-  if (op.y_q) {
-    store_quantized(op, y, whole ? op.y_q + place : bytes);
-    if (!whole) std::memcpy(op.y_q + place, bytes, columns.count);
+  for (int64_t c = 0; c < kColumns; c += V::lanes)
+    finish_columns<A>(op, columns, c, row, rows, acc, residual, whole ? op.n : kColumns, y, stride);
+  if (op.y && !whole)
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(op.y + place + r * op.n, local + r * kColumns, columns.count * sizeof(float));
+  if (!op.y_q) return;
+  for (int64_t r = 0; r < rows; ++r) {
+    alignas(64) uint8_t bytes[kColumns];
+    store_quantized(op, y + r * stride, bytes);
+    std::memcpy(op.y_q + place + r * op.n, bytes, columns.count);
   }
 }
 
-template <Activation A>
-inline void finish_as(const Linear& op, const Columns& columns, int64_t row, int64_t rows, const int32_t* acc) {
-  for (int64_t r = 0; r < rows; ++r) finish_row<A>(op, columns, row + r, acc + r * kColumns);
-}
-
+template <int64_t kRows>
 inline void finish(const Linear& op, const Columns& columns, int64_t row, int64_t rows, const int32_t* acc) {
   switch (op.activation) {
-    case Activation::none: return finish_as<Activation::none>(op, columns, row, rows, acc);
-    case Activation::relu: return finish_as<Activation::relu>(op, columns, row, rows, acc);
-    case Activation::gelu: return finish_as<Activation::gelu>(op, columns, row, rows, acc);
-    case Activation::gelu_tanh: return finish_as<Activation::gelu_tanh>(op, columns, row, rows, acc);
-    case Activation::silu: return finish_as<Activation::silu>(op, columns, row, rows, acc);
+    case Activation::none: return finish_as<Activation::none, kRows>(op, columns, row, rows, acc);
+    case Activation::relu: return finish_as<Activation::relu, kRows>(op, columns, row, rows, acc);
+    case Activation::gelu: return finish_as<Activation::gelu, kRows>(op, columns, row, rows, acc);
+    case Activation::gelu_tanh: return finish_as<Activation::gelu_tanh, kRows>(op, columns, row, rows, acc);
+    case Activation::silu: return finish_as<Activation::silu, kRows>(op, columns, row, rows, acc);
   }
 }
 
@@ -132,7 +143,7 @@ inline void linear_with(Tile tile, const Linear& op, int64_t row, int64_t row_en
     for (int64_t r = row; r < row_end; r += kRows) {
       const int64_t rows = row_end - r < kRows ? row_end - r : kRows;
       tile(rows, op.x + r * op.x_stride, op.x_stride, weight, op.depths, acc);
-      finish(op, columns, r, rows, acc);
+      finish<kRows>(op, columns, r, rows, acc);
     }
   }
 }

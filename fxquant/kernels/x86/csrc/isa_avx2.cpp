@@ -1,11 +1,15 @@
 // AVX2 without VNNI: bytes are widened to s16 and multiplied by vpmaddwd. vpmaddubsw would be faster and saturates.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
 
 #include <initializer_list>
+#include <vector>
 
 #include "core.h"
+#include "gelu_table.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -22,6 +26,14 @@ namespace avx2_impl {
 #include "rows.h"
 
 #include "epilogue.h"
+
+#include "norm.h"
+
+#include "lanes256.h"
+
+#include "factors.h"
+
+#include "attention.h"
 
 inline __m256i broadcast(const uint8_t* p) {
   int32_t four;
@@ -75,7 +87,17 @@ void linear(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64
 
 }  // namespace avx2_impl
 
-const Isa avx2 = {"avx2", avx2_impl::quantize_rows, avx2_impl::quantize_all, avx2_impl::linear, avx2_impl::embedding};
+const Isa avx2 = {
+    "avx2",
+    avx2_impl::quantize_rows,
+    avx2_impl::quantize_all,
+    avx2_impl::linear,
+    avx2_impl::embedding,
+    avx2_impl::norm,
+    avx2_impl::add,
+    avx2_impl::multiply,
+    avx2_impl::attention,
+};
 
 }  // namespace fxq
 

@@ -1,11 +1,15 @@
 // AVX-512 VNNI: vpdpbusd takes four u8·s8 products a lane, without saturating.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
 
 #include <initializer_list>
+#include <vector>
 
 #include "core.h"
+#include "gelu_table.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
@@ -22,6 +26,14 @@ namespace avx512_vnni_impl {
 #include "rows.h"
 
 #include "epilogue.h"
+
+#include "norm.h"
+
+#include "lanes512.h"
+
+#include "factors.h"
+
+#include "attention.h"
 
 inline __m512i broadcast(const uint8_t* p) {
   int32_t four;
@@ -74,8 +86,17 @@ void linear(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64
 
 }  // namespace avx512_vnni_impl
 
-const Isa avx512_vnni = {"avx512_vnni", avx512_vnni_impl::quantize_rows, avx512_vnni_impl::quantize_all,
-                         avx512_vnni_impl::linear, avx512_vnni_impl::embedding};
+const Isa avx512_vnni = {
+    "avx512_vnni",
+    avx512_vnni_impl::quantize_rows,
+    avx512_vnni_impl::quantize_all,
+    avx512_vnni_impl::linear,
+    avx512_vnni_impl::embedding,
+    avx512_vnni_impl::norm,
+    avx512_vnni_impl::add,
+    avx512_vnni_impl::multiply,
+    avx512_vnni_impl::attention,
+};
 
 }  // namespace fxq
 

@@ -8,24 +8,25 @@ inline float clamp(float v, float low, float high) { return v > high ? high : v 
 
 // The range of a row, zero included; NaN where the row holds NaN or an infinity, which minima alone would pass over.
 inline void row_range(const float* x, int64_t k, float& low, float& high) {
-  V::F least = V::set(0.0f), greatest = V::set(0.0f), nothing = V::set(0.0f);
+  constexpr int32_t infinity = 0x7f800000;
+  V::F least = V::set(0.0f), greatest = V::set(0.0f);
+  V::I largest = V::seti(0);  // |x| as an integer, which orders as the floats do, with NaN beyond infinity
   int64_t i = 0;
   for (; i + V::lanes <= k; i += V::lanes) {
     const V::F v = V::load(x + i);
     least = V::min(least, v);
     greatest = V::max(greatest, v);
-    nothing = V::fma(v, V::set(0.0f), nothing);
+    largest = V::maxi(largest, V::andi(V::bits(v), V::seti(0x7fffffff)));
   }
   low = V::least(least);
   high = V::greatest(greatest);
-  float sum = V::sum(nothing);
+  bool finite = V::greatesti(largest) < infinity;
   for (; i < k; ++i) {
     low = x[i] < low ? x[i] : low;
     high = x[i] > high ? x[i] : high;
-    sum += x[i] * 0.0f;
+    finite &= std::isfinite(x[i]);
   }
-  low += sum;
-  high += sum;
+  if (!finite) low = high = std::nanf("");
 }
 
 // S and Z as fxquant/numerics.py computes them, operation by operation.
@@ -41,6 +42,15 @@ inline void row_qparams(float low, float high, const RowScheme& scheme, float& s
         clamp(z, static_cast<float>(scheme.qmin), static_cast<float>(scheme.qmax)));
   }
   scale = scale == 0 ? 1.0f : scale < kSmallestScale ? kSmallestScale : scale;
+}
+
+// x/S correctly rounded, as a division gives it, from r = 1/S in a third of the time. Source: Markstein 1990, "Computation
+// of elementary functions on the IBM RISC System/6000 processor", theorem 8. Where |x| ≥ S/4 the remainder x − q·S is a
+// multiple of 2⁻⁴⁸·S, so that it is exact, as the theorem wants it, for S ≥ kExactScale; below, x/S rounds to zero.
+constexpr float kExactScale = 0x1p-100f;
+inline V::F divide(V::F x, V::F s, V::F r) {
+  const V::F q = V::mul(x, r);
+  return V::fma(V::fnma(q, s, x), r, q);
 }
 
 // q = clamp(round(x / S) + Z, qmin, qmax) + shift. The quotient is clamped before it is rounded, which is the same
@@ -62,14 +72,29 @@ inline void quantize_span(const float* x, int64_t k, const RowScheme& scheme, fl
   }
 }
 
+// The same for a row whose own range gave the scale, in all 256 values: nothing leaves the range of an integer then, and
+// the narrowing to bytes clamps.
+inline void quantize_ranged(const float* x, int64_t k, const RowScheme& scheme, float scale, int32_t zero_point,
+                            uint8_t* q) {
+  const V::F s = V::set(scale), r = V::set(1.0f / scale);
+  const V::I add = V::seti(zero_point + scheme.shift - 128);
+  const auto lanes = [&](const float* p) { return V::addi(V::round(divide(V::load(p), s, r)), add); };
+  constexpr int64_t n = V::lanes;
+  int64_t i = 0;
+  for (; i + 4 * n <= k; i += 4 * n)
+    V::store_saturated(q + i, lanes(x + i), lanes(x + i + n), lanes(x + i + 2 * n), lanes(x + i + 3 * n));
+  quantize_span(x + i, k - i, scheme, scale, zero_point, q + i);
+}
+
 inline void quantize_rows(const float* x, int64_t rows, int64_t k, const RowScheme& scheme, uint8_t* q, int64_t stride,
                           float* scale, int32_t* zero_point) {
+  const bool whole = scheme.qmax - scheme.qmin == 255;
   for (int64_t r = 0; r < rows; ++r) {
     float low, high;
     int32_t z;
     row_range(x + r * k, k, low, high);
     row_qparams(low, high, scheme, scale[r], z);
-    quantize_span(x + r * k, k, scheme, scale[r], z, q + r * stride);
+    (whole && scale[r] >= kExactScale ? quantize_ranged : quantize_span)(x + r * k, k, scheme, scale[r], z, q + r * stride);
     for (int64_t i = k; i < stride; ++i) q[r * stride + i] = 0;
     zero_point[r] = z + scheme.shift;
   }
