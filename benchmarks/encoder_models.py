@@ -14,7 +14,7 @@ from peers import Material
 from torch import nn
 
 import fxquant as fxq
-from fxquant.evaluation.pretrained import Pretrained, load_pretrained
+from fxquant.evaluation.pretrained import Pretrained
 
 NAMES = ("minilm", "bert-base")
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
@@ -99,22 +99,31 @@ def random_batch(vocabulary: int, lengths: list[int], tokens: int, seed: int) ->
     return {"input_ids": ids * mask, "token_type_ids": torch.zeros(shape, dtype=torch.long), "attention_mask": mask}
 
 
-def load_subject(name: str, folder: Path | None, sentences: int, batches: int, small: bool) -> Subject:
-    """Return a model of `NAMES` with `batches` batches to calibrate; from a folder, else packaged or random."""
+def load_example(name: str, folder: Path | None, small: bool) -> tuple[nn.Module, Batch]:
+    """Return a model of `NAMES`, from a folder, else packaged or random, and a batch to capture it with."""
     if name == "bert-base" and folder is None:
-        return random_bert(batches, small)
-    pretrained = common.load_model(folder) if folder is None else load_pretrained(folder)
-    calibration, held_out = common.texts(sentences, 8 * batches)
-    captured = fxq.capture(pretrained.model, pretrained.example_inputs())
-    return Subject(name, Material(pretrained, captured, pretrained.batches(calibration)), tuple(held_out))
+        return random_bert(small)
+    pretrained = common.load_model(folder)
+    return pretrained.model, pretrained.example_inputs()
 
 
-def random_bert(batches: int, small: bool) -> Subject:
-    """Return BERT-base, or a small BERT, with random weights, which take as long as trained ones."""
+def random_bert(small: bool) -> tuple[nn.Module, Batch]:
+    """Return BERT-base, or a small BERT, with random weights, which take as long as trained ones, and an example."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.BertModel(transformers.BertConfig(**(SMALL if small else {}))).eval()
-    vocabulary = model.config.vocab_size
-    calibration = [random_batch(vocabulary, [64] * 8, 64, seed) for seed in range(1, min(batches, 8) + 1)]
-    example = random_batch(vocabulary, [64, 32], 64, seed=0)
-    return Subject("bert-base", Material(Pretrained(model, None, (), 512), fxq.capture(model, example), calibration))
+    return model, random_batch(model.config.vocab_size, [64, 32], 64, seed=0)
+
+
+def load_subject(name: str, folder: Path | None, sentences: int, batches: int, small: bool) -> Subject:
+    """Return a model with `batches` batches to calibrate and, where its weights are real, sentences to judge it by."""
+    if name == "bert-base" and folder is None:
+        model, example = random_bert(small)
+        pretrained, captured = Pretrained(model, None, (), 512), fxq.capture(model, example)
+        many, vocabulary = min(batches, 8), model.config.vocab_size
+        calibration = [random_batch(vocabulary, [64] * 8, 64, seed) for seed in range(1, many + 1)]
+        return Subject(name, Material(pretrained, captured, calibration))
+    pretrained = common.load_model(folder)
+    texts, held_out = common.texts(sentences, 8 * batches)
+    captured = fxq.capture(pretrained.model, pretrained.example_inputs())
+    return Subject(name, Material(pretrained, captured, pretrained.batches(texts)), tuple(held_out))
