@@ -280,7 +280,7 @@ def random_program(data, lead):
     return w.program(*data.draw(st.lists(st.sampled_from(steps), unique=True, max_size=3).map(lambda s: s or last)))
 
 
-@settings(examples, max_examples=120)
+@settings(examples, max_examples=60)
 @given(leads, st.data())
 def test_random_programs_equal_those_in_python(lead, data):
     program = random_program(data, lead)
