@@ -4,10 +4,12 @@ from fxquant.config import within
 from fxquant.passes.base import Pass
 from fxquant.passes.fuse_rows import FuseRows
 from fxquant.passes.merge_linears import MergeLinears
+from fxquant.passes.unpad import Unpad
 from fxquant.registry import Registry
 
 LOWERING: Registry[Pass] = Registry("lowering pass")
 LOWERING.add("merge_linears", MergeLinears())
+LOWERING.add("unpad", Unpad())
 LOWERING.add("fuse_rows", FuseRows())
 
 

@@ -228,7 +228,8 @@ class Call {
   void add_embedding(const Words& words, fxq::Step& step, fxq::Value& out) {
     step.kind = StepKind::embedding;
     const Tensor &table = constant(words[2]), &scale = constant(words[3]);
-    TORCH_CHECK(program_.values[step.a].ids, "fxquant::x86_row_program: an embedding takes indices");
+    const bool indices = step.a < static_cast<int>(inputs_.size()) && is_ids(inputs_[step.a]);
+    TORCH_CHECK(indices, "fxquant::x86_row_program: an embedding takes indices");
     step.table = table.const_data_ptr<int8_t>();
     step.table_scale = scale.const_data_ptr<float>();
     step.per_row = scale.numel() > 1;
