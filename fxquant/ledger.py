@@ -10,8 +10,8 @@ from tabulate import tabulate
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.ops.cost import ATTENTION, CONVOLUTION, LINEAR, family, macs
-from fxquant.passes.claims import UNINTENDED, Claim, Reason, claimed_facts
+from fxquant.ops.cost import ATTENTION, CONVOLUTION, LINEAR
+from fxquant.passes.claims import UNINTENDED, Claim, Reason, computed_ops
 from fxquant.spec import QuantSpec
 
 FAMILIES = (LINEAR, ATTENTION, CONVOLUTION)
@@ -23,7 +23,8 @@ class Row:
 
     `op` is the claimed pattern's name or the ATen op; `flops` are twice its multiply-accumulates at the example shape;
     `dtype` reads "activations × weights → output"; `kernel` names what runs it, with "(planned)" before lowering and
-    "Q/DQ" where no kernel does; `reason` says why it is not claimed, its code in `code`.
+    "Q/DQ" where no kernel does; a kernel that runs several ops comes first: "fused kernel: kernel". `reason` says why
+    the op is not claimed, its code in `code`.
     """
 
     op: str
@@ -105,14 +106,9 @@ def read_ledger(gm: fx.GraphModule) -> Ledger:
 
 def _rows(gm: fx.GraphModule, stage: str) -> Iterator[Row]:
     for node in gm.graph.nodes:
-        facts = edit.marks(node)
-        if node.op != "call_function":
-            continue
-        claimed = claimed_facts(node)
-        for each in claimed:
-            yield _claimed(node, each, stage)
-        if not claimed and "member" not in facts and ("reason" in facts or family(node)):
-            yield _unclaimed(node, facts.get("reason"))
+        if node.op == "call_function":
+            for facts in computed_ops(node):
+                yield _claimed(node, facts, stage) if "claim" in facts else _unclaimed(node, facts)
 
 
 def _claimed(node: fx.Node, facts: dict[str, Any], stage: str) -> Row:
@@ -143,17 +139,17 @@ def _kernel(node: fx.Node, lowered: str) -> str:
     return kernel if host == kernel else f"{host}: {kernel.removeprefix('fxquant.')}"
 
 
-def _unclaimed(node: fx.Node, reason: dict[str, str] | None) -> Row:
-    known = edit.info(node)
-    reason = reason or {"code": str(Reason.NO_RULE), "text": "the graph is not annotated yet"}
+def _unclaimed(node: fx.Node, facts: dict[str, Any]) -> Row:
+    reason = facts["reason"] or {"code": str(Reason.NO_RULE), "text": "the graph is not annotated yet"}
+    host = str(node.target).removesuffix(".default")
     return Row(
-        op=str(node.target).removesuffix(".default"),
-        module_path=edit.path_of(node),
+        op=facts["op"],
+        module_path=facts["path"],
         node=node.name,
-        family=family(node),
-        flops=2 * macs(node),
-        dtype=str(known.dtype).removeprefix("torch.") if known else "",
-        kernel="",
+        family=facts["family"],
+        flops=2 * facts["macs"],
+        dtype=facts["dtype"],
+        kernel="" if host == facts["op"] else host,
         code=reason["code"],
         reason=reason["text"],
     )

@@ -109,7 +109,6 @@ def _lower(qdq: fx.GraphModule, backend: Backend | None, padded_outputs: str | N
     if padded_outputs is not None:
         edit.mark(origin, padded_outputs=padded_outputs)
     gm = _with_kernels(origin, chosen, listed_passes(chosen.passes, chosen.source))
-    gm.meta[_QDQ] = origin
     _warn_of_padding(gm)
     return gm
 
@@ -119,6 +118,7 @@ def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...
     first = () if backend == recorded_backend(gm) else (Annotate(backend, None),)
     Pipeline((*first, Lower(backend), *listed)).run(gm)
     edit.mark(gm, stage="lowered", backend=backend.to_dict())
+    gm.meta[_QDQ] = edit.clone(qdq)
     gm.recompile()
     return gm
 

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
+from fxquant.kernels.x86 import native
 from fxquant.passes.claims import hand_over
 from fxquant.passes.row_regions import regions
 from fxquant.passes.row_steps import write_program
@@ -29,9 +30,9 @@ class FuseRows:
     after: ClassVar[tuple[str, ...]] = ("lower", "unpad")
 
     def apply(self, gm: fx.GraphModule) -> int:
-        """Return how many ops were fused into others."""
+        """Return how many ops were fused into others; without compiled kernels, which alone gain by it, none is."""
         count = 0
-        for region in regions(gm):
+        for region in regions(gm) if native.available() else ():
             _fuse(gm, region)
             count += len(region) - 1
         if count:

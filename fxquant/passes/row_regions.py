@@ -49,7 +49,7 @@ def _fits(node: fx.Node, step: Step, rows: dict[fx.Node, Rows]) -> bool:
 
 
 def _groups(gm: fx.GraphModule, steps: Steps, rows: dict[fx.Node, Rows]) -> dict[fx.Node, int]:
-    """Number the regions: steps that are joined by edges within one level.
+    """Return the number of the region of each step: steps are joined by edges within one level.
 
     The level rises where a value leaves the steps, or goes to other rows, so a way out and back in ends higher up.
     """

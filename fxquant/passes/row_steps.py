@@ -1,4 +1,4 @@
-"""Which ops are steps of a row-local region (`fxquant::x86_row_program`), and the lines that they are in its program."""
+"""Which ops are steps of a row-local region (`fxquant::x86_row_program`), and the lines that they are in it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

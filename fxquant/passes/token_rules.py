@@ -229,6 +229,11 @@ def _is_fixed(node: fx.Node, axis: int) -> bool:
     return all(size is not None for place, size in enumerate(_shape(node) or ()) if place not in (0, axis))
 
 
+def _unflatten(node: fx.Node, axis: int) -> Uses | None:
+    x, dim = node.args[:2]
+    return (Use(x, axis),) if axis < _axis(dim, _rank(x)) else None  # type: ignore[arg-type]
+
+
 def _expand(node: fx.Node, axis: int) -> Uses | None:
     return _broadcast(node, axis, node.args[:1]) if _is_fixed(node, axis) else None
 
@@ -278,6 +283,7 @@ RULES: dict[Any, Rule] = {
     aten.cat.default: _concatenation,
     aten.reshape.default: _reshape,
     aten.expand.default: _expand,
+    aten.unflatten.int: _unflatten,
     aten.unsqueeze.default: _unsqueeze,
     aten.squeeze.dim: _select,
     aten.select.int: _select,

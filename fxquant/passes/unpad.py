@@ -32,7 +32,7 @@ class Unpad:
     """
 
     name: ClassVar[str] = "unpad"
-    after: ClassVar[tuple[str, ...]] = ("lower", "merge_linears")
+    after: ClassVar[tuple[str, ...]] = ("lower", "merge_linears", "fuse_attention", "simplify_masks")
 
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many ops run on packed tokens from now on."""
@@ -57,9 +57,11 @@ def check_padded_outputs(choice: str) -> None:
 
 
 def _no_mask(gm: fx.GraphModule) -> str:
-    if not gm.graph.find_nodes(op="call_function", target=ATTENTION):
+    attentions = gm.graph.find_nodes(op="call_function", target=ATTENTION)
+    if not attentions:
         return "it has no attention that a kernel of fxquant computes"
-    return "no attention has a mask (batch, positions) that says which tokens are padding"
+    general = next((edit.marks(node)["mask"] for node in attentions if "mask" in edit.marks(node)), None)
+    return f"no attention has a mask (batch, positions) of padding{f': {general}' if general else ''}"
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def attention(
 def _apart(q: Tensor, k: Tensor | None, v: Tensor | None, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return query, key and value as (B, S, heads, D)."""
     if k is None or v is None:
-        q, k, v = _heads(q, heads + 2 * kv_heads).split((heads, kv_heads, kv_heads), -2)
-        return q, k, v
+        together, end = _heads(q, heads + 2 * kv_heads), heads + kv_heads
+        return together[:, :, :heads], together[:, :, heads:end], together[:, :, end:]
     return _heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads)
 
 

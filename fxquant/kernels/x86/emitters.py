@@ -8,7 +8,7 @@ from fxquant.kernels.emit import LINEARS, activation_of, embedding_emitter, line
 from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import QUANTIZERS, emitter
 from fxquant.kernels.x86 import attention, dynamic, linear, native, weight_only
-from fxquant.kernels.x86.packed import column_sums, pack
+from fxquant.kernels.x86.packed import DEEPEST, column_sums, pack
 
 __all__ = ["attention", "dynamic", "linear", "weight_only"]  # importing them defines the ops
 
@@ -28,6 +28,8 @@ def emit_linear(site: Site) -> fx.Node | str:
     x, out = site.read("x"), site.requantize
     wide = out is not None and out.dtype not in BYTES
     if refusal(site) or x.quantized is None or x.spec is None or wide or not native.available():
+        return _torch_linear(site)
+    if edit.get_tensor(site.gm, _integers(site.read("weight"))).shape[-1] > DEEPEST:
         return _torch_linear(site)
     weight = _packed_weight(site, site.read("weight"))
     tail = (*weight, site.float_value("bias"), site.float_value("residual"), activation_of(site))
@@ -56,10 +58,15 @@ def emit_quantize(site: Site) -> fx.Node | str:
 QUANTIZERS["x86"] = emit_quantize
 
 
+def _integers(weight: Operand) -> fx.Node:
+    assert weight.quantized is not None, "a claimed weight is quantized"
+    return weight.quantized
+
+
 def _packed_weight(site: Site, weight: Operand) -> tuple[fx.Node, fx.Node, fx.Node]:
     """Return nodes of the packed weight, its scale and its column sums; a tied weight is packed once."""
-    assert weight.quantized is not None and weight.scale is not None, "a claimed weight is quantized"
-    integers = edit.get_tensor(site.gm, weight.quantized)
-    name = str(weight.quantized.target)
+    assert weight.scale is not None, "a claimed weight is quantized"
+    integers = edit.get_tensor(site.gm, _integers(weight))
+    name = str(_integers(weight).target)
     packed = site.constant(f"{name}_packed", lambda: pack(integers))
     return packed, weight.scale, site.constant(f"{name}_sum", lambda: column_sums(integers))

@@ -18,17 +18,16 @@ x0, x1, … are the inputs: float32 (…, K), or indices (…); c0, c1, … the 
 leading axes are (1, …, S) serves all rows (B, …, S), as in broadcasting. v0, v1, … are the steps' results in order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fxquant.kernels.library import define
-from fxquant.kernels.qdq import quantize
 from fxquant.kernels.x86 import packed
 
-NONE = "-"
 Values = dict[str, Tensor]
 
 
@@ -60,37 +59,49 @@ def leading_shape(inputs: Sequence[Tensor]) -> torch.Size:
 
 def _compute(values: Values, words: list[str]) -> Tensor:
     kind, *names = words
-    given = [values.get(name) for name in names]
-    match kind, given:
-        case "embedding", [Tensor() as ids, Tensor() as table, Tensor() as scale]:
-            return packed.embedding_int8(table, scale, ids)
-        case "add", [Tensor() as a, Tensor() as b]:
-            return a + b
-        case "multiply", [Tensor() as a, Tensor() as b]:
-            return a * b
-        case "norm", [Tensor() as x, weight, bias, *_]:
-            return _norm(x, weight, bias, names[3], float(names[4]))
-        case "quantize", [Tensor() as x, Tensor() as scale, Tensor() as zero_point, *_]:
-            return quantize(x, scale, zero_point, None, int(names[3]), int(names[4]), getattr(torch, names[5]))
-        case "linear", [Tensor() as x, Tensor() as weight, Tensor() as scale, Tensor() as sums, bias, residual, *_]:
-            scheme = (names[7], names[8] == "symmetric", names[9])
-            return packed.linear_dynamic_int8(x, weight, scale, sums, bias, residual, names[6], *scheme)
-    assert kind == "linear_bytes", f"unknown step {kind}"
-    return _linear_bytes(given, names)
+    return STEPS[kind]([values.get(name) for name in names], names)
 
 
-def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, eps: float) -> Tensor:
+def _embedding(given: list[Any], names: list[str]) -> Tensor:
+    ids, table, scale = given
+    return packed.embedding_int8(table, scale, ids)
+
+
+def _norm(given: list[Any], names: list[str]) -> Tensor:
+    x, weight, bias = given[:3]
+    kind, eps = names[3], float(names[4])
     if kind == "rms":
         return functional.rms_norm(x, x.shape[-1:], weight, eps)
     return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-def _linear_bytes(given: list[Tensor | None], names: list[str]) -> Tensor:
-    x, x_scale, x_zero_point, weight, scale, sums, bias, residual, _, out_scale, out_zero_point = given[:11]
-    assert x is not None and x_scale is not None and x_zero_point is not None
-    assert weight is not None and scale is not None and sums is not None
-    output = (out_scale, out_zero_point, int(names[11]), int(names[12]), getattr(torch, names[13]))
+def _quantize(given: list[Any], names: list[str]) -> Tensor:
+    x, scale, zero_point = given[:3]
+    return packed.quantize(x, scale, zero_point, int(names[3]), int(names[4]), getattr(torch, names[5]))
+
+
+def _linear(given: list[Any], names: list[str]) -> Tensor:
+    x, weight, scale, sums, bias, residual = given[:6]
+    activation, dtype, symmetric, value_range = names[6:]
+    scheme = (dtype, symmetric == "symmetric", value_range)
+    return packed.linear_dynamic_int8(x, weight, scale, sums, bias, residual, activation, *scheme)
+
+
+def _linear_bytes(given: list[Any], names: list[str]) -> Tensor:
+    x, x_scale, x_zero_point, weight, scale, sums, bias, residual = given[:8]
+    output = (given[9], given[10], int(names[11]), int(names[12]), getattr(torch, names[13]))
     return packed.linear_int8(x, x_scale, x_zero_point, weight, scale, sums, bias, residual, names[8], *output)
+
+
+STEPS: dict[str, Callable[[list[Any], list[str]], Tensor]] = {
+    "embedding": _embedding,
+    "add": lambda given, _: given[0] + given[1],
+    "multiply": lambda given, _: given[0] * given[1],
+    "norm": _norm,
+    "quantize": _quantize,
+    "linear": _linear,
+    "linear_bytes": _linear_bytes,
+}
 
 
 def fake_row_program(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) -> list[Tensor]:

@@ -1,8 +1,10 @@
-// fxquant::x86_row_program: reads a program (rows.py has its grammar), fills in tensors and runs it over torch's threads.
+// fxquant::x86_row_program: reads a program (row_program.py has its grammar), fills in tensors and runs it over torch's threads.
+#include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <charconv>
 #include <map>
 #include <string>
@@ -18,6 +20,9 @@ using fxq::StepKind;
 using std::string_view;
 
 using Words = std::vector<std::string>;
+
+// Below this many multiply-accumulates waking a second thread costs more than it gives.
+constexpr int64_t kAlone = int64_t{1} << 20;
 
 struct Source {
   std::vector<Words> lines;  // "v0 = kind operand …" as {kind, operand, …}
@@ -38,16 +43,20 @@ Source parse(string_view text) {
   Source source;
   for (size_t at = 0; at < text.size();) {
     const size_t end = std::min(text.find('\n', at), text.size());
-    Words words = split_words(text.substr(at, end - at));
+    const Words words = split_words(text.substr(at, end - at));
     at = end + 1;
     if (words.empty()) continue;
-    const bool is_return = words[0] == "return";
-    TORCH_CHECK(is_return || (words.size() > 3 && words[1] == "="), "fxquant::x86_row_program: cannot read the line '",
+    if (words[0] == "return") {
+      source.results.assign(words.begin() + 1, words.end());
+      return source;
+    }
+    TORCH_CHECK(words.size() > 3 && words[1] == "=", "fxquant::x86_row_program: cannot read the line '",
                 c10::Join(" ", words), "'");
-    if (is_return) source.results.assign(words.begin() + 1, words.end());
-    else source.lines.emplace_back(words.begin() + 2, words.end());
+    TORCH_CHECK(words[0] == c10::str("v", source.lines.size()), "fxquant::x86_row_program: the line '",
+                c10::Join(" ", words), "' is step ", source.lines.size(), ", which gives v", source.lines.size());
+    source.lines.emplace_back(words.begin() + 2, words.end());
   }
-  return source;
+  TORCH_CHECK(false, "fxquant::x86_row_program: the program returns nothing");
 }
 
 const Source& parsed(string_view text) {
@@ -70,17 +79,10 @@ class Call {
  public:
   Call(const Source& source, const std::vector<Tensor>& inputs, const std::vector<Tensor>& constants)
       : source_(source), constants_(constants) {
-    for (const Tensor& input : inputs) add_input(input);
-    for (const Tensor& input : inputs_) rows_ = std::max(rows_, rows_of(input));
-    for (const Tensor& input : inputs_)
-      if (rows_of(input) == rows_) lead_ = lead_of(input);
+    for (const Tensor& input : inputs) lead_ = at::infer_size(lead_, lead_of(input));
+    rows_ = c10::multiply_integers(lead_);
     program_.rows = rows_;
-    for (size_t i = 0; i < inputs_.size(); ++i) {
-      const int64_t rows = rows_of(inputs_[i]);
-      TORCH_CHECK(rows && rows_ % rows == 0 || rows_ == 0, "fxquant::x86_row_program: inputs of ", rows, " and of ", rows_,
-                  " rows do not go together");
-      program_.values[i].cycle = rows == rows_ ? 0 : rows;
-    }
+    for (const Tensor& input : inputs) add_input(input);
     for (size_t i = 0; i < source.lines.size(); ++i) add_step(i);
     for (const std::string& name : source.results) add_result(name);
   }
@@ -90,20 +92,29 @@ class Call {
     trace();
     const int64_t scratch = fxq::place(program_);
     const fxq::Isa& isa = fxq::chosen_isa();
-    const int64_t threads = macs_ * rows_ < fxq::kSerial ? 1 : at::get_num_threads();
-    if (threads == 1 || rows_ >= 24 * threads) {
-      fxq::over(threads, rows_, [&](int64_t a, int64_t b) { fxq::run(program_, isa, scratch, a, b); });
+    const int64_t all = at::get_num_threads();
+    if (rows_ >= 24 * all) {
+      fxq::over(macs_ * rows_ < fxq::kSerial ? 1 : all, rows_,
+                [&](int64_t a, int64_t b) { fxq::run(program_, isa, scratch, a, b); });
     } else {
-      fxq::run_split(program_, isa, scratch,
-                     [](int64_t macs, int64_t blocks, const void* work, void (*call)(const void*, int64_t, int64_t)) {
-                       fxq::over(macs < fxq::kSerial ? 1 : at::get_num_threads(), blocks,
-                                 [&](int64_t a, int64_t b) { call(work, a, b); });
-                     });
+      run_together(isa, scratch, macs_ * rows_ < kAlone ? 1 : all);
     }
     return results_;
   }
 
  private:
+  // Few rows: the threads share the columns of each linear instead.
+  void run_together(const fxq::Isa& isa, int64_t scratch, int64_t threads) {
+#if !AT_PARALLEL_OPENMP
+    threads = 1;  // only of OpenMP is it known that all bodies of a loop run at the same time
+#endif
+    fxq::Team team;
+    uint8_t* memory = fxq::shared_memory(program_, scratch);
+    fxq::over(threads, threads, [&](int64_t a, int64_t b) {
+      fxq::run_together(program_, isa, scratch, memory, team, team.join(b - a, threads));
+    });
+  }
+
   // Let a profiler see which kernels the op stands for.
   void trace() const {
     for (const fxq::Step& step : program_.steps) {
@@ -116,26 +127,39 @@ class Call {
   }
 
   static bool is_ids(const Tensor& input) { return !input.is_floating_point(); }
-  static int64_t rows_of(const Tensor& input) {
-    return is_ids(input) ? input.numel() : input.size(-1) ? input.numel() / input.size(-1) : 0;
-  }
   static std::vector<int64_t> lead_of(const Tensor& input) {
+    TORCH_CHECK(is_ids(input) || input.dim() > 0, "fxquant::x86_row_program: an input has no axis of columns");
     auto lead = input.sizes().vec();
     if (!is_ids(input)) lead.pop_back();
     return lead;
   }
 
+  // How many rows an input has that repeat, as a whole, over all rows; 0: it has all, or does not go so.
+  int64_t cycle_of(const std::vector<int64_t>& lead) const {
+    const auto own = std::find_if(lead.begin(), lead.end(), [](int64_t size) { return size != 1; });
+    const int64_t rows = c10::multiply_integers(lead);
+    return rows != rows_ && std::equal(own, lead.end(), lead_.end() - (lead.end() - own)) ? rows : 0;
+  }
+
+  // The input with all rows.
+  Tensor expanded(const Tensor& input) const {
+    auto shape = lead_;
+    if (!is_ids(input)) shape.push_back(input.size(-1));
+    return input.expand(shape).contiguous();
+  }
+
   void add_input(const Tensor& given) {
     fxq::Value value;
-    if (is_ids(given)) {
-      inputs_.push_back(given.to(at::kLong).contiguous());
-      value.ids = inputs_.back().const_data_ptr<int64_t>();
+    value.cycle = cycle_of(lead_of(given));
+    const Tensor typed = given.to(is_ids(given) ? at::kLong : at::kFloat);
+    inputs_.push_back(value.cycle ? typed.contiguous() : expanded(typed));
+    const Tensor& input = inputs_.back();
+    if (is_ids(input)) {
+      value.ids = input.const_data_ptr<int64_t>();
       value.width = 1;
     } else {
-      TORCH_CHECK(given.dim() > 0, "fxquant::x86_row_program: an input has no axis of columns");
-      inputs_.push_back(given.to(at::kFloat).contiguous());
-      value.data = const_cast<float*>(inputs_.back().const_data_ptr<float>());  // an input is only read
-      value.width = given.size(-1);
+      value.data = const_cast<float*>(input.const_data_ptr<float>());  // an input is only read
+      value.width = input.size(-1);
     }
     program_.values.push_back(value);
   }
@@ -157,21 +181,43 @@ class Call {
     return tensor.const_data_ptr<T>();
   }
 
+  template <class T>
+  T scalar(const std::string& word) const {
+    const T* found = constant_of<T>(word, 1);
+    TORCH_CHECK(found, "fxquant::x86_row_program: a scale or zero point is missing");
+    return *found;
+  }
+
   int value(const std::string& word) const {
-    if (word == "-") return -1;
-    const int first = static_cast<int>(inputs_.size());
-    const int index = number<int>(word.substr(1)) + (word[0] == 'v' ? first : 0);
-    TORCH_CHECK((word[0] == 'v' && index < static_cast<int>(program_.values.size())) ||
-                    (word[0] == 'x' && index < first),
+    const bool is_step = word[0] == 'v';
+    TORCH_CHECK(is_step || word[0] == 'x', "fxquant::x86_row_program: there is no value '", word, "'");
+    const size_t index = number<uint32_t>(word.substr(1)) + (is_step ? inputs_.size() : 0);
+    TORCH_CHECK(index < (is_step ? program_.values.size() : inputs_.size()),
                 "fxquant::x86_row_program: there is no value '", word, "'");
-    return index;
+    return static_cast<int>(index);
+  }
+
+  bool holds_ids(int v) const { return v < static_cast<int>(inputs_.size()) && is_ids(inputs_[v]); }
+
+  // A value of floats, of this width where one is given. It may have fewer rows.
+  int floats(const std::string& word, int64_t width = -1) const {
+    const int v = value(word);
+    const fxq::Value& found = program_.values[v];
+    TORCH_CHECK(!found.bytes && !holds_ids(v), "fxquant::x86_row_program: ", word, " does not hold floats");
+    TORCH_CHECK(width < 0 || found.width == width, "fxquant::x86_row_program: ", word, " has ", found.width,
+                " columns, not ", width);
+    return v;
+  }
+
+  int bytes(const std::string& word) const {
+    const int v = value(word);
+    TORCH_CHECK(program_.values[v].bytes, "fxquant::x86_row_program: ", word, " does not hold bytes");
+    return v;
   }
 
   int full(int v) {  // the value, with all rows
-    if (v < 0 || !program_.values[v].cycle) return v;
-    auto shape = lead_;
-    shape.push_back(program_.values[v].width);
-    inputs_[v] = inputs_[v].expand(shape).contiguous();
+    if (!program_.values[v].cycle) return v;
+    inputs_[v] = expanded(inputs_[v]);
     program_.values[v].data = inputs_[v].mutable_data_ptr<float>();
     program_.values[v].cycle = 0;
     return v;
@@ -186,39 +232,42 @@ class Call {
       TORCH_CHECK(words.size() == count + 1, "fxquant::x86_row_program: ", kind, " takes ", count, " operands, not ",
                   words.size() - 1);
     };
-    step.a = value(words[1]);
     if (kind == "embedding") {
       arity(3);
       add_embedding(words, step, out);
     } else if (kind == "add" || kind == "multiply") {
       arity(2);
       step.kind = kind == "add" ? StepKind::add : StepKind::multiply;
-      step.b = value(words[2]);
-      full(step.a);
+      step.a = full(floats(words[1]));
       out.width = program_.values[step.a].width;
+      step.b = floats(words[2], out.width);
     } else if (kind == "norm") {
       arity(5);
       step.kind = StepKind::norm;
-      out.width = program_.values[full(step.a)].width;
+      step.a = full(floats(words[1]));
+      out.width = program_.values[step.a].width;
       step.norm = {out.width, constant_of<float>(words[2], out.width), constant_of<float>(words[3], out.width),
-                   number<float>(words[5]), words[4] == "rms"};
+                   static_cast<float>(number<double>(words[5])), words[4] == "rms"};
     } else if (kind == "linear") {
       arity(10);
       step.kind = StepKind::linear;
+      step.a = full(floats(words[1]));
       add_linear(words, 2, step, out);
       step.scheme = fxq::scheme_of(words[8], words[9] == "symmetric", words[10]);
     } else if (kind == "linear_bytes") {
       arity(14);
       step.kind = StepKind::linear_bytes;
+      step.a = bytes(words[1]);
       add_linear(words, 4, step, out);
-      step.scale = *constant_of<float>(words[2], 1);
-      step.zero_point = *constant_of<int32_t>(words[3], 1) + program_.values[step.a].shift;
+      step.scale = scalar<float>(words[2]);
+      step.zero_point = scalar<int32_t>(words[3]) + program_.values[step.a].shift;
       if (words[10] != "-") requantize(words, 10, step, out);
     } else {
       TORCH_CHECK(kind == "quantize", "fxquant::x86_row_program: there is no step '", kind, "'");
       arity(6);
       step.kind = StepKind::quantize;
-      out.width = program_.values[full(step.a)].width;
+      step.a = full(floats(words[1]));
+      out.width = program_.values[step.a].width;
       add_quantize(words, step, out);
     }
     program_.values.push_back(out);
@@ -228,8 +277,10 @@ class Call {
   void add_embedding(const Words& words, fxq::Step& step, fxq::Value& out) {
     step.kind = StepKind::embedding;
     const Tensor &table = constant(words[2]), &scale = constant(words[3]);
-    const bool indices = step.a < static_cast<int>(inputs_.size()) && is_ids(inputs_[step.a]);
-    TORCH_CHECK(indices, "fxquant::x86_row_program: an embedding takes indices");
+    step.a = value(words[1]);
+    TORCH_CHECK(holds_ids(step.a), "fxquant::x86_row_program: ", words[1], " does not hold indices");
+    TORCH_CHECK(scale.numel() == 1 || scale.numel() == table.size(0), "fxquant::x86_row_program: constant ", words[3],
+                " has ", scale.numel(), " values, not 1 or ", table.size(0));
     step.table = table.const_data_ptr<int8_t>();
     step.table_scale = scale.const_data_ptr<float>();
     step.per_row = scale.numel() > 1;
@@ -245,20 +296,20 @@ class Call {
   void add_linear(const Words& words, size_t at, fxq::Step& step, fxq::Value& out) {
     const Tensor &packed = constant(words[at]), &scale = constant(words[at + 1]), &sum = constant(words[at + 2]);
     fxq::Linear& op = step.linear;
-    op.weight = packed.const_data_ptr<int8_t>();
     op.n = sum.numel();
+    fxq::check_packed(packed, program_.values[step.a].width, op.n);
+    TORCH_CHECK(scale.numel() == 1 || scale.numel() == op.n, "fxquant::x86_row_program: constant ", words[at + 1], " has ",
+                scale.numel(), " values, not 1 or ", op.n);
+    op.weight = packed.const_data_ptr<int8_t>();
     op.depths = packed.size(1);
     op.weight_scale = scale.const_data_ptr<float>();
     op.per_column = scale.numel() > 1;
     op.weight_sum = sum.const_data_ptr<int32_t>();
     op.bias = constant_of<float>(words[at + 3], op.n);
-    step.b = full(value(words[at + 4]));
+    if (words[at + 4] != "-") step.b = full(floats(words[at + 4], op.n));
     op.activation = fxq::activation_of(words[at + 5]);
     out.width = op.n;
-    const int64_t k = program_.values[full(step.a)].width;
-    TORCH_CHECK((k + 3) / 4 == op.depths, "fxquant::x86_row_program: ", words[1], " has ", k, " features, the weight ",
-                op.depths * 4, " or up to 3 fewer");
-    macs_ += k * op.n;
+    macs_ += program_.values[step.a].width * op.n;
   }
 
   // Scale, zero point, least, greatest and dtype of the bytes that a step gives stand at words[at …].
@@ -266,8 +317,8 @@ class Call {
     TORCH_CHECK(out.width % fxq::kDepth == 0, "fxquant::x86_row_program: bytes of ", out.width, " columns are not a multiple of 4");
     fxq::Linear& op = step.linear;
     out.shift = words[at + 4] == "int8" ? 128 : 0;
-    op.out_scale = *constant_of<float>(words[at], 1);
-    op.out_zero_point = *constant_of<int32_t>(words[at + 1], 1) + out.shift;
+    op.out_scale = scalar<float>(words[at]);
+    op.out_zero_point = scalar<int32_t>(words[at + 1]) + out.shift;
     op.out_qmin = number<int32_t>(words[at + 2]) + out.shift;
     op.out_qmax = number<int32_t>(words[at + 3]) + out.shift;
     out.bytes = true;
@@ -275,15 +326,17 @@ class Call {
 
   void add_quantize(const Words& words, fxq::Step& step, fxq::Value& out) {
     out.shift = words[6] == "int8" ? 128 : 0;
-    step.scale = *constant_of<float>(words[2], 1);
-    step.zero_point = *constant_of<int32_t>(words[3], 1);
+    step.scale = scalar<float>(words[2]);
+    step.zero_point = scalar<int32_t>(words[3]);
     step.scheme = {false, number<int32_t>(words[4]), number<int32_t>(words[5]), 0, 1.0f, out.shift};
     out.bytes = true;
   }
 
   void add_result(const std::string& name) {
-    fxq::Value& result = program_.values[value(name)];
-    TORCH_CHECK(name[0] == 'v' && !result.bytes, "fxquant::x86_row_program: ", name, " cannot be returned");
+    TORCH_CHECK(name[0] == 'v', "fxquant::x86_row_program: ", name, " is not the result of a step");
+    fxq::Value& result = program_.values[floats(name)];
+    TORCH_CHECK(std::count(source_.results.begin(), source_.results.end(), name) == 1, "fxquant::x86_row_program: ", name,
+                " is returned twice");
     auto shape = lead_;
     shape.push_back(result.width);
     results_.push_back(at::empty(shape, at::TensorOptions().dtype(at::kFloat)));

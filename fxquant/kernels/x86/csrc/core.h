@@ -13,6 +13,9 @@ namespace fxq {
 constexpr int64_t kColumns = 64;  // columns of a packed block
 constexpr int64_t kDepth = 4;     // depths that one dot-product lane takes
 
+// Features of a linear up to which all its sums fit: those of weights the two halves of epilogue.h.
+constexpr int64_t kDeepest = 33025;
+
 enum class Activation { none, relu, gelu, gelu_tanh, silu };
 
 // How a float row becomes bytes: q = clamp(round(x / S) + Z, qmin, qmax), stored as q + shift in u8.
@@ -95,6 +98,13 @@ struct Isa {
   // Do tasks from `next` on until none is left; several threads may share `next`.
   void (*attention)(const Attention& op, std::atomic<int64_t>& next);
 };
+
+// Attention with bfloat16 factors, for CPUs that have avx512_vnni's instructions and these.
+void attention_avx512_bf16(const Attention& op, std::atomic<int64_t>& next);
+
+// The part of an instruction set that differs from a wider one's.
+void linear_avx_vnni(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
+void linear_avx512_vl(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
 
 extern const Isa avx512_vnni;
 extern const Isa avx2;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core.h"
+#include "gelu_table.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -29,6 +30,8 @@ namespace avx2_impl {
 #include "norm.h"
 
 #include "lanes256.h"
+
+#include "factors.h"
 
 #include "attention.h"
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core.h"
+#include "gelu_table.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
@@ -29,6 +30,8 @@ namespace avx512_vnni_impl {
 #include "norm.h"
 
 #include "lanes512.h"
+
+#include "factors.h"
 
 #include "attention.h"
 

@@ -17,11 +17,21 @@ struct Lanes {
     const __m256i bytes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     return choose(v, _mm256_cmpgt_epi32(bytes, _mm256_setzero_si256()));
   }
-  // p·2ⁿ, and 0 far below; NaN stays. `shifted` is n + 1.5·2²³.
-  static V::F scale_by_power(V::F p, V::F n, V::F shifted) {
-    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(shifted), V::seti(127)), 23);
-    const V::F above = _mm256_cmp_ps(n, V::set(-126.0f), _CMP_NLT_UQ);
-    return _mm256_and_ps(V::mul(p, _mm256_castsi256_ps(power)), above);
+  // The float whose exponent is the lowest eight bits of v.
+  static V::F exponent(V::F v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23)); }
+  // Each row's lanes combined by `op`, in one order whatever else is there.
+  template <class Op>
+  static void fold(const V::F (&r)[8], Op op, float (&out)[8]) {
+    __m256 pairs[4], fours[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      pairs[i] = op(_mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]), _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+      fours[i] = op(_mm256_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0x44),
+                    _mm256_shuffle_ps(pairs[2 * i], pairs[2 * i + 1], 0xEE));
+    _mm256_storeu_ps(out, op(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                             _mm256_permute2f128_ps(fours[0], fours[1], 0x31)));
   }
   // Row i of the eight becomes lane i.
   static void transpose(V::F (&r)[8]) {

@@ -13,8 +13,25 @@ struct Lanes {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm512_mask_mov_ps(V::set(-HUGE_VALF), _mm_test_epi8_mask(bytes, bytes), v);
   }
-  // p·2ⁿ, and 0 far below; NaN stays.
-  static V::F scale_by_power(V::F p, V::F n, V::F) { return _mm512_scalef_ps(p, n); }
+  // The float whose exponent is the lowest eight bits of v.
+  static V::F exponent(V::F v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 23)); }
+  // Each row's lanes combined by `op`, in one order whatever else is there.
+  template <class Op>
+  static void fold(const V::F (&r)[8], Op op, float (&out)[8]) {
+    __m512 pairs[4], fours[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      pairs[i] = op(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]), _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+      fours[i] = op(pairs_low(pairs[2 * i], pairs[2 * i + 1]), pairs_high(pairs[2 * i], pairs[2 * i + 1]));
+    const __m512 low = _mm512_shuffle_f32x4(fours[0], fours[1], 0x88);
+    const __m512 high = _mm512_shuffle_f32x4(fours[0], fours[1], 0xDD);
+    const __m512 halves = op(low, high);
+    const __m512 whole = op(halves, _mm512_shuffle_f32x4(halves, halves, 0xB1));
+    _mm_storeu_ps(out, _mm512_castps512_ps128(whole));
+    _mm_storeu_ps(out + 4, _mm512_extractf32x4_ps(whole, 2));
+  }
   // Row i of the sixteen becomes lane i.
   static void transpose(V::F (&r)[16]) {
     __m512 t[16];
