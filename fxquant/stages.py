@@ -78,9 +78,7 @@ def _convert(prepared: fx.GraphModule, weights: Convert) -> fx.GraphModule:
     return gm
 
 
-def lower(
-    qdq: Graph, backend: str | Path | Backend | None = None, *, padded_outputs: str | None = None
-) -> Graph:
+def lower(qdq: Graph, backend: str | Path | Backend | None = None, *, padded_outputs: str | None = None) -> Graph:
     """Replace claimed ops of a Q/DQ graph by the kernels of a backend, by default the one it was prepared for.
 
     Another backend claims the graph anew from its Q/DQ nodes; the numbers stay those of the Q/DQ graph.

@@ -1,4 +1,4 @@
-"""Encoders whose attention is `fxquant::x86_attention` already: what lowered graphs look like, with heads of any kind."""
+"""Encoders whose attention is `fxquant::x86_attention` already, as in lowered graphs, with heads of any kind."""
 
 import torch
 from torch import Tensor, nn

@@ -181,11 +181,13 @@ def replace(node: fx.Node, replacement: fx.Node) -> None:
 def sort(gm: fx.GraphModule) -> None:
     """Move every node that stands before one of its inputs behind it; the others keep their order."""
     order: dict[fx.Node, None] = {}
+    edges = sum(len(node.all_input_nodes) for node in gm.graph.nodes)
     for node in list(gm.graph.nodes):
         waiting = [node]
         while waiting:
             missing = [source for source in waiting[-1].all_input_nodes if source not in order]
             if missing:
+                assert len(waiting) <= edges, f"the graph has a cycle through {missing[0]}"
                 waiting.extend(reversed(missing))
             else:
                 order[waiting.pop()] = None

@@ -15,6 +15,8 @@ from torch import Tensor, fx
 from fxquant.graph import edit
 
 aten = torch.ops.aten
+FLATTENING = (aten.reshape.default, aten.flatten.using_ints)
+SPLITTING = (aten.reshape.default, aten.unflatten.int)
 SWAPS = ((1, 2), (2, 1), (-3, -2), (-2, -3))
 
 
@@ -33,8 +35,8 @@ def operand(node: Any) -> Operand:
         return Operand(node, None)
     apart = node.args[0]
     assert isinstance(apart, fx.Node)
-    flat = apart.args[0] if apart.target is aten.reshape.default else None
-    return Operand(node, flat if isinstance(flat, fx.Node) and flattens(flat, apart) else apart)
+    flat = apart.args[0] if apart.target in SPLITTING else None
+    return Operand(node, flat if isinstance(flat, fx.Node) and _flat_of(flat, apart) else apart)
 
 
 def swaps_positions_and_heads(node: fx.Node) -> bool:
@@ -45,11 +47,16 @@ def swaps_positions_and_heads(node: fx.Node) -> bool:
     return list(order) == [0, 2, 1, 3]
 
 
-def flattens(flat: fx.Node, apart: fx.Node) -> bool:
-    """Say whether `flat` is `apart` [B, S, H, D] or its source with the last two axes as one, [B, S, H·D]."""
+def flattens(node: fx.Node) -> bool:
+    """Say whether a node is [B, S, H, D] → [B, S, H·D]."""
+    source = node.args[0] if node.target in FLATTENING else None
+    return isinstance(source, fx.Node) and _flat_of(node, source)
+
+
+def _flat_of(flat: fx.Node, apart: fx.Node) -> bool:
+    """Say whether `flat` is [B, S, H·D] and `apart`, of the same numbers in the same order, [B, S, H, D]."""
     one, two = edit.info(flat), edit.info(apart)
-    reshaped = flat.target is aten.reshape.default and flat.args[0] is apart
-    if one is None or two is None or not (reshaped or apart.args[:1] == (flat,)):
+    if one is None or two is None:
         return False
     if len(one.shape) != 3 or len(two.shape) != 4 or any((one.dynamic[2], *two.dynamic[2:])):
         return False
@@ -94,7 +101,7 @@ def _grouped(node: fx.Node) -> Any:
     return node if inner.args[1] in (2, -3) else None
 
 
-def joined(query: Operand, key: Operand, value: Operand, features: int) -> tuple[fx.Node, None, None] | None:
+def joined(query: Operand, key: Operand, value: Operand) -> tuple[fx.Node, None, None] | None:
     """Return the one tensor whose columns are those of query, key and value in this order and no others."""
     parts = [_columns(each.rows) for each in (query, key, value)]
     found = [part for part in parts if part is not None]

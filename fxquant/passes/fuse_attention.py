@@ -5,7 +5,8 @@ kernel takes [B, S, H·D]: they go. Where query, key and value are columns of on
 values that the graph repeats for groups of queries are read once. Operands that are made as [B, H, S, D], as rotary
 embeddings make them, are read by their strides.
 
-softmax(q·kᵀ·scale + mask)·v is computed with other roundings than torch's (docs/kernels.md).
+softmax(q·kᵀ·scale + mask)·v is computed with other roundings than torch's (docs/kernels.md). A query from which −∞
+hides every key gets zeros, as from ATen's op; where the softmax is spelled out it got NaN.
 """
 
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
 from fxquant.kernels.x86 import native
 from fxquant.passes.attention_operands import Operand, flattens, joined, operand, swaps_positions_and_heads, unrepeated
+from fxquant.passes.attention_spelling import Spelled, spelled
 from fxquant.passes.claims import hand_over
 
 aten = torch.ops.aten
-SDPA = aten.scaled_dot_product_attention.default
 ATTENTION = torch.ops.fxquant.x86_attention.default
 MASKS = (torch.bool, torch.float32)
 
@@ -38,13 +39,14 @@ class FuseAttention:
 
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many attentions became the kernel."""
+        sums: dict[tuple[fx.Node, ...], fx.Node] = {}
         count = 0
-        for node in gm.graph.find_nodes(op="call_function", target=SDPA) if native.available() else ():
-            read = _read(node)
-            if isinstance(read, str):
-                edit.mark(node, fallback=f"kernel x86_attention: {read}")
+        for attention in spelled(gm) if native.available() else ():
+            heads = _read(attention)
+            if isinstance(heads, str):
+                edit.mark(attention.result, fallback=f"kernel x86_attention: {heads}")
                 continue
-            _replace(node, read)
+            _replace(attention, heads, sums)
             count += 1
         edit.sweep(gm)
         return count
@@ -62,21 +64,19 @@ class _Heads:
     features: int
 
 
-def _read(node: fx.Node) -> _Heads | str:
+def _read(attention: Spelled) -> _Heads | str:
     """Return the operands of an attention as the kernel takes them, or why it cannot."""
-    query, key, value, mask, dropout = node.args[:5]
-    known = [edit.info(each) if isinstance(each, fx.Node) else None for each in (query, key, value)]
-    q, k, v = known
+    q, k, v = (edit.info(each) for each in (attention.query, attention.key, attention.value))
     if q is None or k is None or v is None or any(not _four(each) for each in (q, k, v)):
         return "query, key and value have to be float32 [batch, heads, positions, features], heads and features fixed"
-    refused = _refused(q, k, v) or _refused_mask(mask)
-    if refused or dropout != 0:
+    refused = _refused(q, k, v) or _refused_mask(attention.masks)
+    if refused or attention.dropout != 0:
         return refused or "it drops out weights"
-    key, value = unrepeated(key, value)
+    key, value = unrepeated(attention.key, attention.value)
     heads, kv_heads = q.shape[1], _heads_of(key)
-    if heads % kv_heads or not (node.kwargs["enable_gqa"] or k.shape[1] in (1, heads)):
+    if heads % kv_heads or not (attention.grouped or k.shape[1] in (1, heads)):
         return f"{heads} query heads cannot share {k.shape[1]} key heads evenly"
-    return _Heads(operand(query), operand(key), operand(value), heads, kv_heads, q.shape[3])
+    return _Heads(operand(attention.query), operand(key), operand(value), heads, kv_heads, q.shape[3])
 
 
 def _four(known: TensorInfo) -> bool:
@@ -93,10 +93,10 @@ def _refused(q: TensorInfo, k: TensorInfo, v: TensorInfo) -> str | None:
     return None
 
 
-def _refused_mask(mask: Any) -> str | None:
-    known = edit.info(mask) if isinstance(mask, fx.Node) else None
-    if mask is not None and (known is None or known.dtype not in MASKS or len(known.shape) > 4):
-        return "the mask has to be boolean or float32, of at most 4 dimensions"
+def _refused_mask(masks: tuple[fx.Node, ...]) -> str | None:
+    for known in map(edit.info, masks):
+        if known is None or known.dtype not in MASKS or len(known.shape) > 4:
+            return "the mask has to be boolean or float32, of at most 4 dimensions"
     return None
 
 
@@ -106,19 +106,39 @@ def _heads_of(node: Any) -> int:
     return known.shape[1]
 
 
-def _replace(node: fx.Node, read: _Heads) -> None:
-    graph, mask, causal = node.graph, node.args[3], node.args[5]
+def _replace(attention: Spelled, read: _Heads, sums: dict[tuple[fx.Node, ...], fx.Node]) -> None:
+    node, graph = attention.result, attention.result.graph
+    if len(attention.masks) > 1 and attention.masks not in sums:
+        sums[attention.masks] = _sum(attention)
+    mask = sums[attention.masks] if len(attention.masks) > 1 else next(iter(attention.masks), None)
     with graph.inserting_before(node):
-        rows = joined(read.query, read.key, read.value, read.features) or tuple(
-            _rows(each) for each in (read.query, read.key, read.value)
-        )
-        scale = node.kwargs["scale"]
-        scale = read.features**-0.5 if scale is None else scale
-        tail = (_mask(node, mask), None, read.heads, read.kv_heads, scale, causal)
+        rows = joined(read.query, read.key, read.value) or tuple(map(_rows, (read.query, read.key, read.value)))
+        scale = read.features**-0.5 if attention.scale is None else attention.scale
+        tail = (_mask(node, mask), None, read.heads, read.kv_heads, scale, attention.causal)
         new = edit.call(graph, ATTENTION, (*rows, *tail), like=node, value=_flat(node))
-    hand_over((node,), new)
+    hand_over(attention.nodes, new)
     _hand_on(node, new, read)
     graph.erase_node(node)
+
+
+def _sum(attention: Spelled) -> fx.Node:
+    """Insert the sum of the masks of an attention, which those that follow may share."""
+    node, (total, *others) = attention.result, attention.masks
+    with node.graph.inserting_before(node):
+        for mask in others:
+            known = [each for each in (edit.info(total), edit.info(mask)) if each is not None]
+            total = edit.call(node.graph, aten.add.Tensor, (total, mask), like=node, value=_broadcast(*known), alpha=1)
+    return total
+
+
+def _broadcast(a: TensorInfo, b: TensorInfo) -> TensorInfo:
+    """Return what is known of a sum."""
+    rank = max(len(a.shape), len(b.shape))
+    sizes = [
+        max((1, False), *((each.shape[axis], each.dynamic[axis]) for each in (a, b) if -axis <= len(each.shape)))
+        for axis in range(-rank, 0)
+    ]
+    return TensorInfo(a.dtype, tuple(size for size, _ in sizes), tuple(dynamic for _, dynamic in sizes))
 
 
 def _rows(operand: Operand) -> fx.Node:
@@ -158,7 +178,7 @@ def _flat(node: fx.Node) -> TensorInfo | None:
 def _hand_on(node: fx.Node, new: fx.Node, read: _Heads) -> None:
     """Let the readers of the old result read the kernel's; those that want heads apart get views of it."""
     for swap in [user for user in node.users if swaps_positions_and_heads(user)]:
-        for flat in [user for user in swap.users if flattens(user, swap)]:
+        for flat in [user for user in swap.users if flattens(user)]:
             if "val" in flat.meta:
                 new.meta["val"] = flat.meta["val"]
             edit.replace(flat, new)

@@ -20,11 +20,11 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
-from fxquant.passes.masks.arithmetic import ARITHMETIC, HIDDEN
+from fxquant.passes.masks.arithmetic import ARITHMETIC, shown
 from fxquant.passes.masks.axes import AXES
 from fxquant.passes.masks.conditions import CONDITIONS
 from fxquant.passes.masks.reader import Reader, rank
-from fxquant.passes.masks.terms import All, Condition, Element, NotNegative, as_choice, as_condition, index, moved
+from fxquant.passes.masks.terms import All, Condition, Element, NotNegative, as_condition, index, moved
 
 aten = torch.ops.aten
 ATTENTION = torch.ops.fxquant.x86_attention.default
@@ -87,11 +87,7 @@ def _condition(reader: Reader, mask: fx.Node) -> Condition | None:
     term = None if term is None else moved(term, lambda axis: index(axis + 4 - rank(mask)))
     if term is None or known is None:
         return None
-    if known.dtype is torch.bool:
-        return as_condition(term)
-    choice = as_choice(term)
-    hides = choice is not None and choice.yes == 0 and (choice.no <= HIDDEN or choice.condition == All())
-    return choice.condition if choice is not None and hides else None
+    return as_condition(term) if known.dtype is torch.bool else shown(term)
 
 
 def _give(node: fx.Node, meaning: Meaning, made: dict[Any, fx.Node]) -> str | None:

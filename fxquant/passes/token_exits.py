@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
+from fxquant.graph.edit import TensorInfo
 from fxquant.passes.token_rules import token_operands
 
 aten = torch.ops.aten
@@ -24,7 +25,6 @@ class Exit(StrEnum):
     UNPACK = "unpack"  # it reads the padded batch, with zeros at padding
     SELECT = "select"  # it reads one place of each sequence
     SIZE = "size"  # it asks for the size of the padded batch
-    STAY = "stay"  # it asks for another size, which is the same packed
 
 
 def exit_of(user: fx.Node, value: fx.Node, axis: int, mask: fx.Node) -> Exit | None:
@@ -33,7 +33,7 @@ def exit_of(user: fx.Node, value: fx.Node, axis: int, mask: fx.Node) -> Exit | N
         return Exit.UNPACK
     target: Any = user.target
     if target is aten.sym_size.int:
-        return Exit.SIZE if user.args[1] in (0, axis) else Exit.STAY
+        return Exit.SIZE if user.args[1] in (0, axis) else None
     if target in PICKING:
         picked = user.args[0] is value and PICKING[target](user, axis)
         return (Exit.SELECT if target is aten.select.int and axis == 1 else Exit.UNPACK) if picked else None
@@ -46,8 +46,9 @@ def exit_of(user: fx.Node, value: fx.Node, axis: int, mask: fx.Node) -> Exit | N
 
 def _named(user: fx.Node, axis: int) -> bool:
     """Say whether the axis that the second argument names is that of the tokens."""
-    known = edit.info(user.args[0])  # type: ignore[arg-type]
-    return known is not None and user.args[1] % len(known.shape) == axis  # type: ignore[operator]
+    x, dim = user.args[:2]
+    known = edit.info(x) if isinstance(x, fx.Node) else None
+    return known is not None and isinstance(dim, int) and dim % len(known.shape) == axis
 
 
 def _selects(user: fx.Node, axis: int) -> bool:
@@ -81,7 +82,7 @@ PICKING: dict[Any, Callable[[fx.Node, int], bool]] = {
 
 def is_zero_at_padding(node: fx.Node, axis: int, mask: fx.Node) -> bool:
     """Say whether the padded `node`, with tokens along `axis`, is zero wherever `mask` (B, S) is false."""
-    if node in (mask, source_of(mask)):
+    if node in origins(mask):
         return axis == 1
     uses = {use.value: use.axis for use in token_operands(node, axis) or () if not use.missing}
 
@@ -93,25 +94,59 @@ def is_zero_at_padding(node: fx.Node, axis: int, mask: fx.Node) -> bool:
     if node.target is aten.mul.Tensor:
         return any(map(zero, node.args))
     if node.target is aten.where.ScalarOther:
-        return zero(node.args[0]) and node.args[2] == 0
-    if node.target is aten.masked_fill.Scalar:
-        return node.args[1] in uses and _is_true_at_padding(node.args[1], uses[node.args[1]], mask) and node.args[2] == 0
+        return zero(node.args[0]) and _is_zero(node.args[2])
+    if node.target is aten.masked_fill.Scalar and _is_zero(node.args[2]):
+        return any(_is_true_at_padding(value, own, mask) for value, own in uses.items() if value is node.args[1])
     return False
+
+
+def _is_zero(number: Any) -> bool:
+    return isinstance(number, int | float) and number == 0
 
 
 def _is_true_at_padding(node: fx.Node, axis: int, mask: fx.Node) -> bool:
+    negated = origins(mask)[-1]
+    if _negates(negated) and node is negated.args[0]:
+        return axis == 1
     uses = token_operands(node, axis) or ()
     if node.target is aten.unsqueeze.default:
         return any(_is_true_at_padding(use.value, use.axis, mask) for use in uses)
-    negation = node.target in (aten.logical_not.default, aten.bitwise_not.default)
-    if negation or (node.target is aten.eq.Scalar and node.args[1] == 0):
-        return any(is_zero_at_padding(use.value, use.axis, mask) for use in uses)
-    return False
+    return _negates(node) and any(is_zero_at_padding(use.value, use.axis, mask) for use in uses)
 
 
-def source_of(mask: fx.Node) -> fx.Node:
-    """Return the value that `mask`, a bool, tests for being zero; itself where it does something else."""
-    tests = mask.target is aten.to.dtype or (mask.target is aten.ne.Scalar and mask.args[1] == 0)
-    source = mask.args[0] if tests else mask
-    assert isinstance(source, fx.Node)
+def _negates(node: fx.Node) -> bool:
+    if node.target is aten.eq.Scalar:
+        return _is_zero(node.args[1])
+    return node.target in (aten.logical_not.default, aten.bitwise_not.default)
+
+
+def origins(mask: fx.Node) -> list[fx.Node]:
+    """Return a mask, which is bool, and all that it is made of by cutting off the end and by testing for zero."""
+    found = [mask]
+    while True:
+        node = found[-1]
+        cuts = node.target is aten.slice.Tensor and node.args[2] in (0, None) and node.args[4] == 1
+        if not (cuts or _tests(node)):
+            return found
+        assert isinstance(node.args[0], fx.Node)
+        found.append(node.args[0])
+
+
+def _tests(node: fx.Node) -> bool:
+    """Say whether a node is zero just where its operand is."""
+    if node.target is aten.ne.Scalar:
+        return _is_zero(node.args[1])
+    known = [edit.info(each) for each in (node, *node.all_input_nodes[:1])]
+    return node.target is aten.to.dtype and any(each is not None and each.dtype is torch.bool for each in known)
+
+
+def untested(mask: fx.Node) -> fx.Node:
+    """Return what `mask`, a bool, tests for being zero, cut as that is; inserted at the graph's place of insertion."""
+    *made, source = origins(mask)
+    known, result = edit.info(mask), edit.info(source)
+    assert known is not None
+    for node in reversed(made):
+        if node.target is aten.slice.Tensor:
+            value = TensorInfo(result.dtype, known.shape, known.dynamic) if result else None
+            source = edit.call(node.graph, aten.slice.Tensor, (source, *node.args[1:]), like=node, value=value)
     return source

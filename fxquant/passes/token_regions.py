@@ -11,8 +11,9 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.passes.token_exits import ATTENTION, Exit, exit_of
-from fxquant.passes.token_rules import Use, is_lookup, is_view, result_axis, token_operands
+from fxquant.passes.token_exits import Exit, exit_of
+from fxquant.passes.token_rules import is_lookup, is_view, result_axis, token_operands
+from fxquant.passes.token_views import Use
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Region:
     """Ops that run packed, with the axis of tokens in their results; what comes in, and who is served outside.
 
     `entries` hold what is packed and who of the region reads it; `exits` a reader, the value it reads and how it is
-    served.
+    served. `whole` is an entry whose sizes are those of the padded batch.
     """
 
     mask: fx.Node
@@ -28,6 +29,7 @@ class Region:
     tokens: dict[fx.Node, int]
     entries: dict[Use, list[fx.Node]]
     exits: tuple[tuple[fx.Node, fx.Node, Exit], ...]
+    whole: Use | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def find_region(mask: fx.Node, attentions: list[fx.Node]) -> Region | str:
     while True:
         grown = _grow(mask, attentions, barred)
         exits = [(user, value, exit_of(user, value, grown.tokens[value], mask)) for user, value in grown.leaving]
-        stuck = {value: f"{_where(user)} would read padding" for user, value, how in exits if how is None}
+        stuck = {value: f"{_where(user)} would read padding{_why(user)}" for user, value, how in exits if how is None}
         stuck |= {
             user: f"{_where(use.value)} is not laid out as {mask.name}"
             for use, users in grown.entries.items()
@@ -52,13 +54,32 @@ def find_region(mask: fx.Node, attentions: list[fx.Node]) -> Region | str:
             if not _fits(use, mask)
         }
         if not stuck:
-            served = tuple((user, value, how) for user, value, how in exits if how is not None)
-            return Region(mask, tuple(attentions), grown.tokens, grown.entries, served)
+            return _region(mask, attentions, grown, [(user, value, how) for user, value, how in exits if how])
         # What stands before all attentions may as well be computed with padding, and packed then.
         hopeless = [reason for node, reason in stuck.items() if node in later]
         if hopeless:
             return hopeless[0]
         barred |= set(stuck)
+
+
+def _region(
+    mask: fx.Node, attentions: list[fx.Node], grown: _Grown, exits: list[tuple[fx.Node, fx.Node, Exit]]
+) -> Region | str:
+    """Return the region, or why it would stand before itself: what it takes from outside must not depend on it."""
+    later = dependents(user for user, _, how in exits if how is not Exit.SIZE)
+    if mask in later:
+        return f"the mask {mask.name} depends on what it masks"
+    whole = [use for use in grown.entries if _is_whole(use, mask) and use.value not in later]
+    sizes = [user for user, _, how in exits if how is Exit.SIZE]
+    if sizes and not whole:
+        return f"{_where(sizes[0])} asks for a size that no input has"
+    return Region(mask, tuple(attentions), grown.tokens, grown.entries, tuple(exits), whole[0] if whole else None)
+
+
+def _is_whole(use: Use, mask: fx.Node) -> bool:
+    known, whole = edit.info(use.value), edit.info(mask)
+    assert known is not None and whole is not None, "what does not fit is no entry"
+    return not use.missing and (known.shape[0], known.shape[use.axis]) == whole.shape
 
 
 def dependents(nodes: Iterable[fx.Node]) -> set[fx.Node]:
@@ -76,6 +97,12 @@ def dependents(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 def _where(node: fx.Node) -> str:
     path = edit.path_of(node)
     return f"{node.target} at {path}" if path else str(node.target)
+
+
+def _why(user: fx.Node) -> str:
+    """Return what attention is known to want of padding."""
+    reason = edit.marks(user).get("mask")
+    return f": {reason}" if reason else ""
 
 
 def _grow(mask: fx.Node, attentions: list[fx.Node], barred: set[fx.Node]) -> _Grown:
@@ -151,39 +178,3 @@ def _settled(grown: _Grown) -> _Grown:
         elif use.missing or grown.tokens[use.value] != use.axis:
             grown.leaving.extend((user, user) for user in users)
     return _Grown(grown.tokens, entries, grown.leaving)
-
-
-def attends_to_itself(node: fx.Node) -> bool:
-    """Say whether the queries and the keys of an attention come from the same tokens, for all sizes of the batch."""
-    query, key, _ = node.args[:3]
-    if key is None:
-        return True
-    assert isinstance(query, fx.Node) and isinstance(key, fx.Node)
-    return bool(_sources(query) & _sources(key))
-
-
-def _sources(value: fx.Node) -> set[fx.Node]:
-    """Return what a value's tokens are computed from, one by one: not through attention, nor what sequences share."""
-    found: set[fx.Node] = set()
-    waiting = [Use(value, 1)]
-    while waiting:
-        use = waiting.pop()
-        known = edit.info(use.value)
-        if use.value in found or use.missing or (known is not None and known.shape[0] == 1 and not known.dynamic[0]):
-            continue
-        found.add(use.value)
-        waiting.extend(token_operands(use.value, use.axis) or ())
-    return found
-
-
-def padded_attentions(gm: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
-    """Return the attentions within sequences by their mask of padded keys, a bool (B, S)."""
-    groups: dict[fx.Node, list[fx.Node]] = {}
-    for node in gm.graph.find_nodes(op="call_function", target=ATTENTION):
-        mask, offsets = node.args[3:5]
-        known, result = edit.info(mask) if isinstance(mask, fx.Node) else None, edit.info(node)
-        if known is None or result is None or offsets is not None:
-            continue
-        if known.dtype is torch.bool and known.shape == result.shape[:2] and attends_to_itself(node):
-            groups.setdefault(mask, []).append(node)
-    return groups

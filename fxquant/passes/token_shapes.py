@@ -38,9 +38,10 @@ def exchanged(value: fx.Node, axis: int) -> fx.Node:
     known = edit.info(value)
     if axis == 1 or known is None:
         return value
-    order = list(range(len(known.shape)))
-    order[1], order[axis] = axis, 1
-    info = TensorInfo(known.dtype, *(tuple(each[place] for place in order) for each in (known.shape, known.dynamic)))
+    shape, dynamic = list(known.shape), list(known.dynamic)
+    shape[1], shape[axis] = shape[axis], shape[1]
+    dynamic[1], dynamic[axis] = dynamic[axis], dynamic[1]
+    info = TensorInfo(known.dtype, tuple(shape), tuple(dynamic))
     return edit.call(value.graph, aten.transpose.int, (value, 1, axis), like=value, value=info)
 
 

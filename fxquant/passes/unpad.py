@@ -1,7 +1,7 @@
 """A padded batch runs on its tokens alone where its caller does not read padding: `padded_outputs="zero"`.
 
 Between the token ids and the outputs the batch (B, S) becomes one row of its T tokens; attention keeps the sequences
-apart by their offsets. Every token's arithmetic is as before, so what it gives is equal to the bit; padding gives zeros.
+apart by their offsets. Every token's arithmetic is as before, so its values are equal to the bit; padding gives zeros.
 """
 
 import operator
@@ -14,10 +14,11 @@ from torch import fx
 from fxquant.config import known_name
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
-from fxquant.passes.token_exits import ATTENTION, Exit, source_of
-from fxquant.passes.token_regions import Region, dependents, find_region, padded_attentions
-from fxquant.passes.token_rules import Use
+from fxquant.passes.token_attentions import padded_attentions
+from fxquant.passes.token_exits import ATTENTION, Exit, untested
+from fxquant.passes.token_regions import Region, dependents, find_region
 from fxquant.passes.token_shapes import describe_packed, exchanged, resize, with_leading_axis
+from fxquant.passes.token_views import Use
 
 aten, ops = torch.ops.aten, torch.ops.fxquant
 EXACT, ZERO = "exact", "zero"
@@ -76,7 +77,7 @@ class _Batch:
 def _pack(gm: fx.GraphModule, region: Region) -> None:
     """Let the ops of a region read packed tokens, and its readers what they need of padding."""
     with gm.graph.inserting_before(gm.graph.output_node()):  # `edit.sort` moves them to where they are needed
-        mask = source_of(region.mask)
+        mask = untested(region.mask)
         index, offsets = _index(mask)
         batch = _Batch(region, mask, index)
         for value, axis in region.tokens.items():
@@ -119,7 +120,9 @@ def _serve(batch: _Batch, value: fx.Node, axis: int) -> None:
         if how is Exit.SELECT:
             _take_place(user, ops.x86_select_token.default, (value, batch.mask, batch.index, user.args[2]))
         elif how is Exit.SIZE:
-            _take_place(user, aten.sym_size.int, (batch.mask, int(user.args[1] == axis)))
+            whole = batch.region.whole
+            assert whole is not None, "a region of which sizes are asked has an input with these sizes"
+            _take_place(user, aten.sym_size.int, (whole.value, whole.axis if user.args[1] == axis else 0))
         elif how is Exit.UNPACK:
             padded = padded or _unpacked(batch, value, axis)
             user.replace_input_with(value, padded)
@@ -127,6 +130,7 @@ def _serve(batch: _Batch, value: fx.Node, axis: int) -> None:
 
 def _take_place(user: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
     new = edit.call(user.graph, target, args, like=user, value=edit.info(user))
+    edit.mark(new, reason=edit.marks(user).get("reason"))
     new.meta |= {key: value for key, value in user.meta.items() if key == "val"}
     edit.replace(user, new)
 

@@ -2,6 +2,7 @@
 
 import re
 
+import models
 import pytest
 import torch
 from encoders import Encoder, inputs
@@ -14,6 +15,7 @@ import fxquant as fxq
 from fxquant.errors import ArtifactError, ConfigError, FxQuantWarning
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
+from fxquant.stages import portable
 
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 1, 0]])
 MASKS = {
@@ -31,16 +33,15 @@ MASKS = {
 def lowered(model, mask=MASK, recipe="dynamic", **options):
     """Quantize for x86 with both choices."""
     given = inputs(mask) if isinstance(mask, torch.Tensor) else mask
-    converted = fxq.convert(
-        fxq.calibrate(fxq.prepare(fxq.capture(model, given), "x86", recipe), [given], progress=False)
-        if recipe == "static"
-        else fxq.prepare(fxq.capture(model, given), "x86", recipe)
-    )
+    prepared = fxq.prepare(fxq.capture(model, given), "x86", recipe)
+    converted = fxq.convert(fxq.calibrate(prepared, [given], progress=False) if recipe == "static" else prepared)
     return fxq.lower(converted, **options), fxq.lower(converted, padded_outputs="zero", **options)
 
 
 def leaves(result):
-    return list(result.values()) if hasattr(result, "values") else result if isinstance(result, tuple) else [result]
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return list(result.values()) if isinstance(result, dict) else list(result)
 
 
 def assert_zeros_or_equal(found, expected, live):
@@ -73,11 +74,14 @@ def pair():
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.int32, torch.float32], ids=str)
-def test_tokens_to_the_bit_and_zeros(pair, mask, dtype):
-    exact, zero = pair
-    given = inputs(MASKS[mask], dtype)
-    assert_agree(exact, zero, given)
+def test_tokens_to_the_bit_and_zeros(pair, mask):
+    assert_agree(*pair, inputs(MASKS[mask]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32], ids=str)
+def test_masks_of_other_dtypes(dtype):
+    given = inputs(MASK, dtype)
+    assert_agree(*lowered(Encoder(layers=1), given), given)
 
 
 @settings(deadline=None, max_examples=40)
@@ -124,7 +128,7 @@ def test_no_row_of_padding_is_computed(pair):
     class Watch(torch.fx.Interpreter):
         def call_function(self, target, args, kwargs):
             found = super().call_function(target, args, kwargs)
-            first = found[0] if isinstance(found, list) else found
+            first = found[0] if isinstance(found, list | tuple) else found
             seen.setdefault(str(target), set()).add(tuple(first.shape[:2]))
             return found
 
@@ -192,12 +196,11 @@ def test_heads_that_are_served(head):
     given = inputs(RIGHT)
     live = RIGHT.bool()
     for found, expected in zip(leaves(zero(**given)), leaves(exact(**given)), strict=True):
-        if head == "heads before tokens":
-            found, expected = found.transpose(1, 2), expected.transpose(1, 2)
-        if found.shape[:2] == live.shape:
-            assert_zeros_or_equal(found, expected, live)
+        pair = [each.transpose(1, 2) if head == "heads before tokens" else each for each in (found, expected)]
+        if pair[0].shape[:2] == live.shape:
+            assert_zeros_or_equal(*pair, live)
         else:
-            assert torch.equal(found, expected)
+            assert torch.equal(*pair)
 
 
 def test_a_first_token_that_is_padding_reads_zeros(pair):
@@ -282,10 +285,11 @@ def test_positions_without_a_batch_axis():
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class General(Encoder):
+class Biased(Encoder):
     def forward(self, input_ids, attention_mask):
-        mask = attention_mask.to(torch.bool)[:, None, None]
-        return self.layers[0](self.words(input_ids), mask)
+        places = torch.arange(input_ids.shape[1])
+        near = (places[:, None] - places).float()[None, None]
+        return self.layers[0](self.words(input_ids), near.masked_fill(attention_mask[:, None, None] == 0, -1e9))
 
 
 class Unmasked(Encoder):
@@ -311,14 +315,10 @@ def maximum(hidden, mask):
 NOT_SERVED = {
     "mean over padding, too": (Encoder(lambda hidden, mask: hidden.mean(1)), "aten.mean.dim would read padding"),
     "maximum": (Encoder(maximum), "aten.amax.default would read padding"),
-    "mask along the columns": (
-        Encoder(lambda hidden, mask: (hidden[..., :7] * mask.unsqueeze(1)).sum(1)),
-        "aten.sum.dim_IntList would read padding",
-    ),
-    "convolution": (Convolved(), "aten.conv1d.default would read padding"),
+    "convolution": (Convolved(), "aten.conv1d.default at conv would read padding"),
     "positions together": (Encoder(lambda hidden, mask: hidden[:, 1:]), "aten.slice.Tensor would read padding"),
     "sequences together": (Encoder(lambda hidden, mask: hidden[0]), "aten.select.int would read padding"),
-    "a general mask": (General(), r"no attention has a mask \(batch, positions\)"),
+    "a relative bias": (Biased(), r"no attention has a mask \(batch, positions\) of padding: %\w+ adds other numbers"),
     "no mask": (Unmasked(), r"no attention has a mask \(batch, positions\)"),
 }
 
@@ -352,9 +352,9 @@ def test_a_backend_without_the_pass_is_told():
 # ── where the choice is made and kept ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_choice_that_there_is_none_of():
+def test_a_choice_that_there_is_none_of(pair):
     for call in (
-        lambda: fxq.lower(fxq.convert(fxq.prepare(fxq.capture(Encoder(), inputs(MASK)))), padded_outputs="zeros"),
+        lambda: fxq.lower(portable(pair[0]), padded_outputs="zeros"),
         lambda: fxq.quantize(Encoder(), inputs(MASK), padded_outputs="zeros"),
     ):
         with pytest.raises(ConfigError, match="padded_outputs = 'zeros' is no known choice: did you mean 'zero'"):
@@ -375,11 +375,19 @@ def test_artifacts_keep_the_choice(pair, tmp_path):
         fxq.load(other, padded_outputs="none")
 
 
-def test_the_ledger_is_the_same(pair):
-    exact, zero = (fxq.ledger(gm) for gm in pair)
-    facts = [[(row.op, row.module_path, row.flops, row.dtype, row.code) for row in each.rows] for each in (exact, zero)]
-    assert sorted(facts[0]) == sorted(facts[1])
-    assert zero.coverage == exact.coverage
+def test_the_ledger_has_the_same_products():
+    graphs = lowered(*models.bert())
+    exact, zero = (
+        [
+            (row.op, row.module_path, row.flops, row.dtype, row.kernel, row.code)
+            for row in fxq.ledger(gm).rows
+            if row.family or row.quantized
+        ]
+        for gm in graphs
+    )
+    assert exact == zero
+    assert [row[4] for row in zero if "attention" in row[0]] == ["fxquant.x86_attention"] * 2
+    assert fxq.ledger(graphs[0]).coverage == fxq.ledger(graphs[1]).coverage
 
 
 def test_comparison_still_sees_every_layer(pair):
@@ -399,6 +407,19 @@ def test_exports_with_any_number_of_tokens(pair):
             assert torch.equal(found, expected)
 
 
+def test_compiles_with_breaks_or_dynamic_shapes(pair):
+    import torch._dynamo
+
+    expected = pair[1](**inputs(MASK))
+    for dynamic in (False, True):
+        torch._dynamo.reset()
+        with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=dynamic):
+            compiled = torch.compile(pair[1], backend="aot_eager", fullgraph=dynamic)
+            for found, wanted in zip(compiled(**inputs(MASK)), expected, strict=True):
+                assert torch.equal(found, wanted)
+    torch._dynamo.reset()
+
+
 def test_same_bits_with_one_and_two_threads(pair):
     given = inputs(torch.rand(5, 30, generator=torch.Generator().manual_seed(0)) > 0.4)
     found = []
@@ -408,3 +429,73 @@ def test_same_bits_with_one_and_two_threads(pair):
         found.append(pair[1](**given)[0])
     torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+# ── models of transformers ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", "bert-classifier", "bert-masked-lm", "roberta", "distilbert", "gpt2", "llama"]
+)
+def test_models(name):
+    model, given = models.TRANSFORMERS[name]()
+    exact, zero = lowered(model, given)
+    attentions = [node for node in zero.graph.nodes if "x86_attention" in str(node.target)]
+    assert len(attentions) == 2
+    assert all(node.args[3] is None and node.args[4] is not None for node in attentions), "packed, with offsets"
+    for mask in (given["attention_mask"], RIGHT, MASK):
+        assert_agree(exact, zero, {"input_ids": models.ids(*mask.shape), "attention_mask": mask})
+
+
+@pytest.mark.parametrize("recipe", ["dynamic", "static"])
+def test_a_sentence_encoder_with_its_pooling(recipe):
+    class Embedder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = models.bert()[0]
+
+        def forward(self, input_ids, token_type_ids, attention_mask):
+            hidden = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
+            return nn.functional.normalize(pooled(hidden, attention_mask), dim=-1)
+
+    given = {**inputs(MASK), "token_type_ids": torch.zeros_like(MASK)}
+    given["token_type_ids"][:, 3:] = 1
+    exact, zero = lowered(Embedder().eval(), given, recipe)
+    assert edit.marks(zero)["unpadded"] > 20
+    assert torch.equal(zero(**given), exact(**given))
+    alone = {name: value[1:2, :3] for name, value in given.items()}
+    assert torch.equal(zero(**alone)[0], zero(**given)[1]), "padding, and others in the batch, change no bit"
+
+
+@pytest.mark.parametrize("name", ["t5-encoder", "t5"])
+def test_models_with_relative_positions_are_told(name):
+    model, given = models.TRANSFORMERS[name]()
+    with pytest.warns(FxQuantWarning, match=r"no attention has a mask \(batch, positions\) of padding: %where"):
+        exact, zero = lowered(model, given)
+    assert_agree_whole(exact, zero, given)
+
+
+def assert_agree_whole(exact, zero, given):
+    for found, expected in zip(leaves(zero(**given)), leaves(exact(**given)), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_model_that_is_given_no_mask():
+    model, given = models.bert()
+    with pytest.warns(FxQuantWarning, match=r"no attention has a mask \(batch, positions\) of padding"):
+        exact, zero = lowered(model, {"input_ids": given["input_ids"]})
+    assert targets(zero) == targets(exact)
+    assert_agree_whole(exact, zero, {"input_ids": given["input_ids"]})
+
+
+def test_padding_that_is_marked_by_true():
+    class Inverted(Encoder):
+        def forward(self, input_ids, attention_mask):
+            padding = attention_mask == 0
+            keep = torch.logical_not(padding)
+            hidden = self.layers[0](self.words(input_ids), keep)
+            return hidden.masked_fill(padding[..., None], 0.0).sum(1)
+
+    exact, zero = lowered(Inverted())
+    assert edit.marks(zero)["unpadded"] > 5
+    assert torch.equal(zero(**inputs(MASK)), exact(**inputs(MASK)))

@@ -1,8 +1,8 @@
 """`fxquant::x86_*_token*`: the tokens of a padded batch without its padding, and back.
 
 A padded batch is (B, S, …) with a mask (B, S) of any dtype, not zero at the T tokens; packed, it is (1, T, …): all
-tokens in the order of the batch. `x86_attention` keeps the sequences apart by the offsets that `x86_token_index` gives with the
-index. csrc/binding_unpad.cpp computes the ops; the implementations here say what they mean and run anywhere.
+tokens in the order of the batch. `x86_attention` keeps the sequences apart by the offsets that `x86_token_index` gives
+with the index. csrc/binding_unpad.cpp computes the ops; the implementations here say what they mean and run anywhere.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def token_index(mask: Tensor) -> tuple[Tensor, Tensor]:
 def pack_tokens(values: Sequence[Tensor], mask: Tensor, index: Tensor) -> list[Tensor]:
     """Return (1, T, …) of each value (B, S, …): what it holds at the places `index` of a mask (B, S).
 
-    A value may have size 1 for either, which serves all places, and more than S positions, of which the last are unused.
+    A value may have size 1 for either, which serves all places, and more than S positions; the last are then unused.
     """
     rows, columns = index // mask.shape[1], index % mask.shape[1]
     return [
@@ -36,7 +36,7 @@ def unpack_tokens(x: Tensor, mask: Tensor, index: Tensor) -> Tensor:
     """Return (B, S, …) of x (1, T, …): its tokens at the places `index` of a mask (B, S), zeros elsewhere."""
     padded = x.new_zeros((mask.numel(), *x.shape[2:]))
     padded[index] = x[0]
-    return padded.unflatten(0, tuple(mask.shape))
+    return padded.reshape(*mask.shape, *x.shape[2:])
 
 
 def select_token(x: Tensor, mask: Tensor, index: Tensor, place: int) -> Tensor:

@@ -15,13 +15,13 @@ from fxquant.passes.masks.terms import (
     Affine,
     Choice,
     Condition,
-    Not,
     Term,
     as_choice,
     as_condition,
     both,
     chosen,
     index,
+    negated,
     not_negative,
     number,
 )
@@ -46,13 +46,19 @@ def _added(sign: int, first: int = 0) -> Meaning:
     return meaning
 
 
+def shown(term: Term) -> Condition | None:
+    """Return where a number that is added to a score leaves it as it is, if elsewhere it hides the key."""
+    choice = as_choice(term)
+    if choice is None or max(choice.yes, choice.no) != 0 or HIDDEN < min(choice.yes, choice.no) < 0:
+        return None
+    return choice.condition if choice.yes == 0 else negated(choice.condition)
+
+
 def _hidden_by_either(a: Term, b: Term) -> Term | None:
     """Return the sum of two terms that are 0 or hide a key: it hides what one of them hides."""
-    x, y = as_choice(a), as_choice(b)
-    if x is None or y is None or x.yes != 0 or y.yes != 0 or max(x.no, y.no) > HIDDEN:
-        return None
-    neither = both((x.condition, y.condition))
-    return None if neither is None else chosen(neither, 0.0, max(x.no, y.no))
+    x, y = shown(a), shown(b)
+    neither = None if x is None or y is None else both((x, y))
+    return None if neither is None else chosen(neither, 0.0, HIDDEN)
 
 
 def _combined(combine: Callable[[float, float], float], a: Term, b: Term) -> Term | None:
@@ -98,14 +104,16 @@ def _where(test: int, yes: int, no: int) -> Meaning:
 
 
 def _one_of(condition: Condition, yes: Choice, no: Choice) -> Term | None:
-    if isinstance(condition, Not):
-        return _one_of(condition.condition, no, yes)
-    if yes.condition == ALWAYS == no.condition:
+    """Return the choice between two choices, of which one is a number that the other may be as well."""
+    if no.condition != ALWAYS:
+        return _one_of(negated(condition), no, yes) if yes.condition == ALWAYS else None
+    if yes.condition == ALWAYS:
         return chosen(condition, yes.yes, no.yes)
-    inner = both((condition, yes.condition))
-    if no.condition != ALWAYS or inner is None or yes.no != no.yes:
+    same = yes.yes == no.yes
+    inner = both((condition, negated(yes.condition) if same else yes.condition))
+    if inner is None or no.yes not in (yes.yes, yes.no):
         return None
-    return chosen(inner, yes.yes, no.yes)
+    return chosen(inner, yes.no if same else yes.yes, no.yes)
 
 
 def _triangle(sign: int) -> Meaning:

@@ -57,7 +57,9 @@ def test_index_and_offsets(run, mask, dtype):
 
 
 @examples
-@given(masks(), st.sampled_from([(), (1,), (5,), (0,), (3, 4)]), st.sampled_from([torch.float32, torch.int64, torch.uint8]))
+@given(
+    masks(), st.sampled_from([(), (1,), (5,), (0,), (3, 4)]), st.sampled_from([torch.float32, torch.int64, torch.uint8])
+)
 def test_there_and_back(run, mask, shape, dtype):
     x = values(mask, *shape, dtype=dtype)
     index, _ = run("x86_token_index", mask)
