@@ -55,6 +55,8 @@ class SimplifyMasks:
         for node in list(gm.graph.nodes):
             if node.target not in (ATTENTION, SDPA) or not isinstance(node.args[3], fx.Node):
                 continue
+            if node.target is ATTENTION and rank(node.args[3]) != 4:  # a mask of padding already
+                continue
             meaning = meaning_of(reader, node.args[3])
             kept = meaning if isinstance(meaning, str) else _give(node, meaning, made)
             edit.mark(node, mask=kept)

@@ -291,6 +291,13 @@ def test_torch_attention_is_given_what_it_takes():
     assert "takes one of both" in edit.marks(node)["mask"]
 
 
+def test_what_is_simplified_stays():
+    _, after = fused(*models.gpt2())
+    text = to_text(after)
+    assert SimplifyMasks().apply(after) == 0
+    assert to_text(after) == text
+
+
 def test_masks_are_made_once():
     _, after = fused(*models.bert())
     masks = {node.args[3] for node in after.graph.nodes if node.target is ATTENTION}

@@ -10,6 +10,7 @@
 
 constexpr int kQueries = V::lanes == 16 ? 8 : 6;  // rows of a tile
 constexpr int64_t kPanel = 2 * V::lanes;          // columns of a tile
+constexpr size_t kKept = size_t{1} << 22;         // floats of memory that a thread keeps between calls
 
 inline int64_t words_of(int64_t count) { return (count + Factors::each - 1) / Factors::each; }
 inline int64_t lanes_of(int64_t count) { return (count + V::lanes - 1) / V::lanes * V::lanes; }
@@ -294,4 +295,5 @@ void attention(const Attention& op, std::atomic<int64_t>& next) {
     for (int64_t row = block * op.block_rows; row < end; row += kQueries)
       attend_rows(end - row, op, unit, head * group + rest % group, row);
   }
+  if (memory.size() > kKept) std::vector<float>().swap(memory);
 }
