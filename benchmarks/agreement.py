@@ -6,6 +6,9 @@ Per op, each kernel gets the very inputs that the Q/DQ graph computed; deviation
 themselves where the kernel requantizes, else of an 8-bit per-token scale over the op's float result. "Free" columns are
 those of a run in which every kernel gets what the kernels before it gave.
 
+The kernels are those of the lowered graph one by one; "x86, fused" is the graph as it runs, in which one kernel call
+computes many of them and normalizes in another order of summation.
+
 End to end, rounding decisions are chaotic: a difference of δ steps in front of a quantizer, however small, turns a
 share δ of the integers by a whole step, so that its root mean square grows to √δ at every quantized op. After five
 or six of them two runs that began one unit in the last place apart differ about as much as quantization noise does.
@@ -42,6 +45,7 @@ from fxquant.evaluation.embedding import embed
 from fxquant.graph import edit
 from fxquant.numerics import choose_qparams
 from fxquant.spec import QuantSpec
+from fxquant.stages import unfused
 
 STEP = QuantSpec(dtype="uint8", granularity="per-token", dynamic=True)
 
@@ -107,11 +111,13 @@ def main(arguments: list[str] | None = None) -> None:
     captured = fxq.capture(pretrained.model, pretrained.example_inputs())
     for recipe in args.recipes:
         qdq = common.convert(captured, recipe, pretrained.batches(calibration))
-        lowered = {backend: fxq.lower(qdq, backend) for backend in ("reference", "x86")}
+        fused = fxq.lower(qdq, "x86")
+        lowered = {"reference": fxq.lower(qdq, "reference"), "x86": unfused(fused)}
         batches = pretrained.batches(held_out, 16)
         show_ops(recipe, lowered, {name: deviations(qdq, gm, batches[:2]) for name, gm in lowered.items()}, args.worst)
         single = pretrained.batches(held_out, 1)
-        runs = end_to_end(qdq, lowered, batches, single) | {FLOAT: embed(pretrained.model, batches)}
+        runs = end_to_end(qdq, lowered, batches, single)
+        runs |= {FLOAT: embed(pretrained.model, batches), FUSED: embeddings(fused, batches)}
         show_end_to_end(recipe, runs)
 
 
@@ -178,7 +184,7 @@ def label(gm: fx.GraphModule, name: str) -> tuple[str, str, str]:
     return facts["claim"]["op"], path, "integer" if "requantized" in facts else "float"
 
 
-FLOAT, QDQ, REFERENCE, X86 = "float32 model", "Q/DQ", "reference", "x86"
+FLOAT, QDQ, REFERENCE, X86, FUSED = "float32 model", "Q/DQ", "reference", "x86", "x86, fused"
 ALONE, ONCE, GELU = ", one sentence a batch", ", rounded once", ", x86's GELU"
 NO_ONEDNN, NUDGED = "Q/DQ, oneDNN off", "Q/DQ, first linear 1 ulp up"
 DOUBLE = "Q/DQ, products in float64"
@@ -207,11 +213,11 @@ def end_to_end(
 
 
 PAIRS = (
-    (QDQ, REFERENCE), (QDQ, X86), (REFERENCE, X86),
+    (QDQ, REFERENCE), (QDQ, X86), (REFERENCE, X86), (X86, FUSED),
     (QDQ, QDQ + ALONE), (QDQ, NO_ONEDNN), (QDQ, NUDGED), (X86, X86 + ALONE),
     (QDQ, DOUBLE), (DOUBLE, REFERENCE + ONCE), (QDQ, QDQ + ONCE), (QDQ + ONCE, REFERENCE), (QDQ + ONCE, X86),
     (QDQ + ONCE, REFERENCE + ONCE), (QDQ + ONCE + GELU, X86),
-    (FLOAT, QDQ), (FLOAT, QDQ + ONCE), (FLOAT, REFERENCE), (FLOAT, X86),
+    (FLOAT, QDQ), (FLOAT, QDQ + ONCE), (FLOAT, REFERENCE), (FLOAT, X86), (FLOAT, FUSED),
 )  # fmt: skip
 
 

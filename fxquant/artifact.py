@@ -65,7 +65,11 @@ def save(graph: fx.GraphModule | Program, folder: str | Path) -> Path:
 
 
 def load(
-    folder: str | Path, backend: str | Path | Backend | None = None, *, lower: bool = True
+    folder: str | Path,
+    backend: str | Path | Backend | None = None,
+    *,
+    lower: bool = True,
+    padded_outputs: str | None = None,
 ) -> fx.GraphModule | Program:
     """Read an artifact and lower it for a backend; neither the model's code nor a retrace is needed.
 
@@ -75,6 +79,7 @@ def load(
         folder: what `save` wrote.
         backend: as for `fxquant.lower`; by default the one that the graph was prepared for.
         lower: False gives the Q/DQ graph itself. A captured float graph comes back as it is in any case.
+        padded_outputs: "exact" or "zero", as for `fxquant.lower`; by default what the graph was lowered with.
 
     Raises:
         ArtifactError: the artifact is missing, incomplete, damaged, of a newer format, or none; names the file.
@@ -90,7 +95,7 @@ def load(
     try:
         graph = _read(model, described)
         stage = _stage(graph)
-        return _lower(graph, chosen) if lower and stage == "converted" else graph
+        return _lower(graph, chosen, padded_outputs) if lower and stage == "converted" else graph
     except ArtifactError as error:
         raise ArtifactError(f"{place}: {error}. Was it altered, or written by another version?") from error
 
@@ -180,10 +185,12 @@ def _stage(graph: fx.GraphModule | Program) -> str:
     return str(stages_found[0])
 
 
-def _lower(graph: fx.GraphModule | Program, backend: Backend | None) -> fx.GraphModule | Program:
+def _lower(
+    graph: fx.GraphModule | Program, backend: Backend | None, padded_outputs: str | None
+) -> fx.GraphModule | Program:
     """Lower a graph whose claims and backend may be hostile: they are data, and can do no more than not fit."""
     try:
-        return stages.lower(graph, backend)
+        return stages.lower(graph, backend, padded_outputs=padded_outputs)
     except FxQuantError as error:
         raise ArtifactError(f"it cannot be lowered: {error}; lower=False gives its Q/DQ graph") from error
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -4,13 +4,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from tabulate import tabulate
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.ops.cost import ATTENTION, CONVOLUTION, LINEAR, family, macs
-from fxquant.passes.claims import UNINTENDED, Claim, Reason
+from fxquant.ops.cost import ATTENTION, CONVOLUTION, LINEAR
+from fxquant.passes.claims import UNINTENDED, Claim, Reason, computed_ops
 from fxquant.spec import QuantSpec
 
 FAMILIES = (LINEAR, ATTENTION, CONVOLUTION)
@@ -22,7 +23,8 @@ class Row:
 
     `op` is the claimed pattern's name or the ATen op; `flops` are twice its multiply-accumulates at the example shape;
     `dtype` reads "activations × weights → output"; `kernel` names what runs it, with "(planned)" before lowering and
-    "Q/DQ" where no kernel does; `reason` says why it is not claimed, its code in `code`.
+    "Q/DQ" where no kernel does; a kernel that runs several ops comes first: "fused kernel: kernel". `reason` says why
+    the op is not claimed, its code in `code`.
     """
 
     op: str
@@ -104,21 +106,17 @@ def read_ledger(gm: fx.GraphModule) -> Ledger:
 
 def _rows(gm: fx.GraphModule, stage: str) -> Iterator[Row]:
     for node in gm.graph.nodes:
-        facts = edit.marks(node)
-        if node.op != "call_function":
-            continue
-        if "claim" in facts:
-            yield _claimed(node, Claim.from_dict(facts["claim"]), stage)
-        elif "member" not in facts and ("reason" in facts or family(node)):
-            yield _unclaimed(node, facts.get("reason"))
+        if node.op == "call_function":
+            for facts in computed_ops(node):
+                yield _claimed(node, facts, stage) if "claim" in facts else _unclaimed(node, facts)
 
 
-def _claimed(node: fx.Node, claim: Claim, stage: str) -> Row:
-    facts = edit.marks(node)
+def _claimed(node: fx.Node, facts: dict[str, Any], stage: str) -> Row:
+    claim = Claim.from_dict(facts["claim"])
     kernel = f"{claim.kernel} (planned)" if claim.kernel else "Q/DQ"
     code = reason = ""
     if "lowered" in facts:
-        kernel = str(facts["lowered"]).removesuffix(".default")
+        kernel = _kernel(node, str(facts["lowered"]))
     elif stage == "lowered":
         kernel, code = "Q/DQ", "fallback"
         reason = facts.get("fallback", "the rule names no kernel")
@@ -135,17 +133,23 @@ def _claimed(node: fx.Node, claim: Claim, stage: str) -> Row:
     )
 
 
-def _unclaimed(node: fx.Node, reason: dict[str, str] | None) -> Row:
-    known = edit.info(node)
-    reason = reason or {"code": str(Reason.NO_RULE), "text": "the graph is not annotated yet"}
+def _kernel(node: fx.Node, lowered: str) -> str:
+    """Return the kernel's name; for one that is a step of a fused kernel, after that one's name."""
+    host, kernel = (name.removesuffix(".default") for name in (str(node.target), lowered))
+    return kernel if host == kernel else f"{host}: {kernel.removeprefix('fxquant.')}"
+
+
+def _unclaimed(node: fx.Node, facts: dict[str, Any]) -> Row:
+    reason = facts["reason"] or {"code": str(Reason.NO_RULE), "text": "the graph is not annotated yet"}
+    host = str(node.target).removesuffix(".default")
     return Row(
-        op=str(node.target).removesuffix(".default"),
-        module_path=edit.path_of(node),
+        op=facts["op"],
+        module_path=facts["path"],
         node=node.name,
-        family=family(node),
-        flops=2 * macs(node),
-        dtype=str(known.dtype).removeprefix("torch.") if known else "",
-        kernel="",
+        family=facts["family"],
+        flops=2 * facts["macs"],
+        dtype=facts["dtype"],
+        kernel="" if host == facts["op"] else host,
         code=reason["code"],
         reason=reason["text"],
     )

@@ -13,6 +13,7 @@ from fxquant.graph import edit
 from fxquant.graph.capture import capture
 from fxquant.ledger import Ledger, read_ledger
 from fxquant.observers import Observer
+from fxquant.passes.unpad import check_padded_outputs
 from fxquant.program import Program
 from fxquant.stages import RecipeWish, convert, lower, prepare
 
@@ -26,6 +27,7 @@ def quantize(
     calibration: Iterable[Any] | None = None,
     strict: bool = False,
     progress: bool = True,
+    padded_outputs: str = "exact",
 ) -> fx.GraphModule | Program:
     """Capture, prepare, calibrate, convert and lower a model in one call.
 
@@ -37,10 +39,12 @@ def quantize(
         calibration: batches like `example_inputs`, for recipes with static ranges.
         strict: raise `CoverageError` if an op that should be quantized stays in float.
         progress: show a bar while calibrating for more than a second.
+        padded_outputs: "exact" or "zero", as for `lower`.
 
     Raises:
         FxQuantError: whatever the stages raise; nothing is changed then.
     """
+    check_padded_outputs(padded_outputs)
     prepared = prepare(_captured(model, example_inputs), backend, recipe)
     if strict:
         check_coverage(prepared)
@@ -51,7 +55,7 @@ def quantize(
                 'or use recipe="dynamic"'
             )
         prepared = calibrate(prepared, calibration, progress=progress)
-    lowered = lower(convert(prepared))
+    lowered = lower(convert(prepared), padded_outputs=padded_outputs)
     if strict:
         check_coverage(lowered)
     return lowered

@@ -11,13 +11,14 @@ from fxquant.backends import Backend, load_backend, read_backend
 from fxquant.errors import FxQuantError, FxQuantWarning
 from fxquant.graph import edit
 from fxquant.passes.annotate import Annotate
-from fxquant.passes.base import Pipeline
+from fxquant.passes.base import Pass, Pipeline
 from fxquant.passes.canonicalize import CANONICAL
 from fxquant.passes.convert import Convert
 from fxquant.passes.lower import Lower
 from fxquant.passes.lowering import listed_passes
 from fxquant.passes.observe import Observe
 from fxquant.passes.share_qparams import ShareQParams
+from fxquant.passes.unpad import ZERO, check_padded_outputs
 from fxquant.program import Program
 from fxquant.recipe import Recipe
 
@@ -77,26 +78,59 @@ def _convert(prepared: fx.GraphModule, weights: Convert) -> fx.GraphModule:
     return gm
 
 
-def lower(qdq: Graph, backend: str | Path | Backend | None = None) -> Graph:
+def lower(qdq: Graph, backend: str | Path | Backend | None = None, *, padded_outputs: str | None = None) -> Graph:
     """Replace claimed ops of a Q/DQ graph by the kernels of a backend, by default the one it was prepared for.
 
     Another backend claims the graph anew from its Q/DQ nodes; the numbers stay those of the Q/DQ graph.
+
+    Args:
+        qdq: what `convert` returns; left as it is.
+        backend: a packaged backend's name, the path of a backend file, or a Backend.
+        padded_outputs: what the outputs hold where the model's mask says padding. "exact": what the Q/DQ graph gives
+            there. "zero": zeros, for callers that do not read these places; the model then runs on the tokens of a
+            batch alone, and where it reads a padded place itself it reads zeros. By default "exact", or what an
+            artifact was saved with.
+
+    Raises:
+        ConfigError: an unknown or invalid backend or choice of `padded_outputs`.
+        FxQuantError: the graph is at another stage.
     """
-    return _each(qdq, lambda gm: _lower(gm, load_backend(backend) if backend is not None else None))
+    if padded_outputs is not None:
+        check_padded_outputs(padded_outputs)
+    return _each(qdq, lambda gm: _lower(gm, load_backend(backend) if backend is not None else None, padded_outputs))
 
 
-def _lower(qdq: fx.GraphModule, backend: Backend | None) -> fx.GraphModule:
+def _lower(qdq: fx.GraphModule, backend: Backend | None, padded_outputs: str | None) -> fx.GraphModule:
     _expect_stage(qdq, "lower", "converted", "fxquant.convert")
+    chosen = backend or recorded_backend(qdq)
+    origin = edit.clone(qdq)
+    if padded_outputs is not None:
+        edit.mark(origin, padded_outputs=padded_outputs)
+    gm = _with_kernels(origin, chosen, listed_passes(chosen.passes, chosen.source))
+    _warn_of_padding(gm)
+    return gm
+
+
+def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...]) -> fx.GraphModule:
     gm = edit.clone(qdq)
-    planned = recorded_backend(gm)
-    chosen = backend or planned
-    first = () if chosen == planned else (Annotate(chosen, None),)
-    listed = listed_passes(chosen.passes, chosen.source)
-    Pipeline((*first, Lower(chosen), *listed)).run(gm)
-    edit.mark(gm, stage="lowered", backend=chosen.to_dict())
+    first = () if backend == recorded_backend(gm) else (Annotate(backend, None),)
+    Pipeline((*first, Lower(backend), *listed)).run(gm)
+    edit.mark(gm, stage="lowered", backend=backend.to_dict())
     gm.meta[_QDQ] = edit.clone(qdq)
     gm.recompile()
     return gm
+
+
+def _warn_of_padding(gm: fx.GraphModule) -> None:
+    """Say where a graph that should run without padding does not."""
+    facts = edit.marks(gm)
+    if facts.get("padded_outputs") != ZERO:
+        return
+    by_default = [] if "unpadded" in facts else [f"the backend {facts['backend']['name']!r} lists no pass 'unpad'"]
+    for reason in facts.get("padded", by_default):
+        part = "a part of the model" if "unpadded" in facts else "the model"
+        text = f'padded_outputs = "zero": {part} runs on padding as with "exact": {reason}'
+        warnings.warn(text, FxQuantWarning, stacklevel=6)  # whoever called `lower`
 
 
 def portable(gm: fx.GraphModule) -> fx.GraphModule:
@@ -115,6 +149,14 @@ def portable(gm: fx.GraphModule) -> fx.GraphModule:
         found = "lowered, and has lost the graph that it came from" if stage else "not made by fxquant"
         raise FxQuantError(f"expected a graph that is captured, converted or lowered; this one is {found}")
     return gm
+
+
+def unfused(lowered: fx.GraphModule) -> fx.GraphModule:
+    """Return a lowered graph in which every claimed op is a kernel call of its own: no pass has joined or moved any.
+
+    Its kernels compute what those of `lowered` do; only the backend's listed passes are left out.
+    """
+    return _with_kernels(portable(lowered), recorded_backend(lowered), ())
 
 
 def recorded_backend(gm: fx.GraphModule) -> Backend:

@@ -71,6 +71,19 @@ def test_text_that_is_not_needed_is_remarked(model, tmp_path, capsys):
     assert "note: no range of this recipe is found by calibration, so the text was not used" in out
 
 
+def test_padding_is_left_out_where_asked(model, tmp_path, capsys):
+    assert run(capsys, "quantize", model, tmp_path / "out", "--padded-outputs", "zero")[0] == 0
+    zero, exact = (fxq.load(tmp_path / "out", padded_outputs=choice) for choice in (None, "exact"))
+    batch = load_pretrained(model).batch(SENTENCES[:3])
+    live = batch["attention_mask"].bool()
+    assert not live.all()
+    assert torch.equal(zero(**batch)[0][live], exact(**batch)[0][live])
+    assert not zero(**batch)[0][~live].any()
+    status, out, err = run(capsys, "compare", model, tmp_path / "out", "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["outputs"][0]["cosine"] > 0.9, "compared as exact: zeros are no error"
+
+
 def test_random_weights_are_remarked(model, tmp_path, capsys):
     _, out, _ = run(capsys, "quantize", model, tmp_path / "out", "--task", "sequence-classification")
     assert "note: the checkpoint lacks these weights, which are random: classifier.bias, classifier.weight" in out

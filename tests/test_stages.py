@@ -11,7 +11,7 @@ from torch import fx, nn
 import fxquant as fxq
 from fxquant.errors import ConfigError, FxQuantError, FxQuantWarning
 from fxquant.graph import edit
-from fxquant.stages import portable, recorded_backend
+from fxquant.stages import portable, recorded_backend, unfused
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,21 @@ def test_the_portable_graph_of_a_lowered_one_is_where_it_came_from(graphs, input
         portable(lost)
     with pytest.raises(FxQuantError, match="not made by fxquant"):
         portable(fx.symbolic_trace(nn.Linear(2, 2)))
+
+
+def test_an_unfused_graph_has_a_kernel_for_each_op(graphs, inputs):
+    lowered = graphs["lowered"]
+    apart = unfused(lowered)
+    claimed = [row for row in fxq.ledger(apart).rows if row.quantized]
+    assert len({row.node for row in claimed}) == len(claimed)
+    whole, each = (
+        {(row.op, row.module_path, row.flops) for row in fxq.ledger(gm).rows if row.family or row.quantized}
+        for gm in (lowered, apart)
+    )
+    assert each == whole
+    torch.testing.assert_close(apart(**inputs)[0], lowered(**inputs)[0], atol=0.05, rtol=0.05)
+    assert text(unfused(apart)) == text(apart), "it is a lowered graph like any other"
+    assert portable(apart).graph.find_nodes(op="call_function", target=torch.ops.fxquant.dequantize.default)
 
 
 def test_lowering_for_another_backend_records_it(graphs, inputs):

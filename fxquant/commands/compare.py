@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> str:
         raise DataError(f"--limit {args.limit}: expected at least 1")
     sentences = read_sentences(args.text) if args.text else standard_library_sentences()[100:]
     with progress(f"loading {args.artifact}"):
-        candidate = load(args.artifact, args.backend)
+        candidate = load(args.artifact, args.backend, padded_outputs="exact")
     if not isinstance(candidate, fx.GraphModule):
         raise DataError(f"{args.artifact} holds a program of several graphs: compare them one by one from Python")
     with progress(f"loading {args.model}"):

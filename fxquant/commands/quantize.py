@@ -14,6 +14,7 @@ from fxquant.errors import ConfigError, DataError
 from fxquant.evaluation.pretrained import Pretrained, load_pretrained
 from fxquant.evaluation.text import read_sentences
 from fxquant.graph.capture import capture
+from fxquant.passes.unpad import EXACT, ZERO
 from fxquant.quantize import check_coverage, ledger, needs_calibration
 from fxquant.stages import convert, lower, prepare
 
@@ -35,6 +36,13 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8, help="sentences in a batch of calibration (default: 8)")
     parser.add_argument("--batches", type=int, default=64, help="batches of calibration at most (default: 64)")
+    parser.add_argument(
+        "--padded-outputs",
+        choices=(EXACT, ZERO),
+        default=EXACT,
+        help="what outputs hold at padding: what the model computes there, or zeros, so that it runs on tokens alone "
+        "(default: exact)",
+    )
     parser.add_argument("--strict", action="store_true", help="fail if an op that should be quantized stays in float")
 
 
@@ -54,7 +62,7 @@ def run(args: argparse.Namespace) -> str:
         check_coverage(prepared)
     notes = _calibrate(prepared, pretrained, sentences, args)
     with progress("converting and lowering"):
-        lowered = lower(convert(prepared))
+        lowered = lower(convert(prepared), padded_outputs=args.padded_outputs)
     if args.strict:
         check_coverage(lowered)
     with progress(f"saving {args.output}"):

@@ -1,6 +1,8 @@
 """Where a quantized graph departs from its reference: SQNR layer by layer, worst first, and of the outputs.
 
 A layer's noise includes what came in with its inputs: the fall from one layer to the next is the layer's own part.
+Kernels that run several layers at once keep no layer's result, so the layers of a lowered graph are those of the same
+kernels one by one; the outputs are the lowered graph's own.
 """
 
 import json
@@ -97,7 +99,8 @@ def compare(reference: fx.GraphModule, candidate: fx.GraphModule, batches: Itera
     count = 0
     for index, batch in enumerate(_iterable(batches)):
         try:
-            _add(pair, layers, (sums, ends), batch)
+            _add_layers(pair, layers, sums, batch)
+            _add_outputs((reference, candidate), ends, batch)
         except (InputError, DataError) as error:
             raise type(error)(f"batch {index}: {error}") from None
         count += 1
@@ -116,23 +119,25 @@ def _iterable(batches: Any) -> Iterable[Any]:
     return batches
 
 
-def _add(
-    pair: tuple[fx.GraphModule, fx.GraphModule],
-    layers: tuple[Layer, ...],
-    sums: tuple[list[ErrorSums], list[ErrorSums]],
-    batch: object,
+def _add_layers(
+    pair: tuple[fx.GraphModule, fx.GraphModule], layers: tuple[Layer, ...], sums: list[ErrorSums], batch: object
 ) -> None:
-    """Run both graphs on one batch and add what they give to the sums of layers and outputs."""
+    """Run both graphs on one batch and add what their layers give to the sums."""
     reference = run_layers(pair[0], {layer.reference for layer in layers}, call_leaves(pair[0], batch))
     candidate = run_layers(pair[1], {layer.candidate for layer in layers}, call_leaves(pair[1], batch))
-    for layer, each in zip(layers, sums[0], strict=True):
+    for layer, each in zip(layers, sums, strict=True):
         both = reference.by_node[layer.reference], candidate.by_node[layer.candidate]
         _check_shapes(layer.row.module_path or layer.candidate, *both)
         each.add(*both)
-    for number, (left, right) in enumerate(zip(reference.outputs, candidate.outputs, strict=True)):
+
+
+def _add_outputs(graphs: tuple[fx.GraphModule, fx.GraphModule], sums: list[ErrorSums], batch: object) -> None:
+    """Run both graphs as they are, fused kernels and all, and add their outputs to the sums."""
+    outputs = (run_layers(gm, set(), call_leaves(gm, batch)).outputs for gm in graphs)
+    for number, (left, right) in enumerate(zip(*outputs, strict=True)):
         if isinstance(left, Tensor) and left.is_floating_point():
             _check_shapes(f"output {number}", left, right)
-            sums[1][number].add(left, right)
+            sums[number].add(left, right)
 
 
 def _check_shapes(where: str, left: Tensor, right: Tensor) -> None:

@@ -11,7 +11,7 @@ INTEGER_PRODUCTS = ("aten::_int_mm", "onednn::qlinear_pointwise", "onednn::qconv
 FLOAT_PRODUCTS = (
     "aten::linear", "aten::matmul", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm",
     "aten::scaled_dot_product_attention", "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::convolution",
-    "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear",
+    "fxquant::x86_attention", "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear",
 )  # fmt: skip
 OWN = "fxquant::"
 # An own op with one of these in its name multiplies matrices: by an operator that the trace shows inside it, else by
@@ -19,6 +19,8 @@ OWN = "fxquant::"
 OWN_PRODUCTS = ("linear", "matmul", "conv")
 OWN_FLOAT = "weight_only"  # own products with this in their name multiply floats
 WITHIN = " > "
+# An own op that runs several kernels leaves "op.kernel" for each.
+STEP = "."
 
 
 def kernels_that_ran(call: Callable[[], object]) -> Counter[str]:
@@ -83,8 +85,10 @@ def _native(ran: Counter[str]) -> Counter[str]:
 
 
 def _alone(ran: Counter[str]) -> Counter[str]:
-    """Return the own ops that called no product."""
-    hosts = {name.split(WITHIN)[0] for name in ran if WITHIN in name}
+    """Return the own ops that called no product; of those that run several kernels, the kernels."""
+    hosts = {name.split(WITHIN)[0] for name in ran if WITHIN in name} | {
+        name.split(STEP)[0] for name in ran if STEP in name
+    }
     return Counter({n: count for n, count in ran.items() if n.startswith(OWN) and n not in hosts and WITHIN not in n})
 
 

@@ -16,6 +16,7 @@ from fxquant.observers import Observer
 from fxquant.passes.canonicalize import canonicalize
 from fxquant.passes.qdq_nodes import QUANTIZE
 from fxquant.spec import QParams
+from fxquant.stages import unfused
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Layer:
 
 
 def comparable(gm: object, role: str) -> fx.GraphModule:
-    """Return `gm`, in canonical form if it is fresh from capture, so that the names of its nodes are those of claims.
+    """Return `gm` with a node for each layer: in canonical form if it is fresh from capture, unfused if it is lowered.
 
     Raises:
         FxQuantError: it is no graph of fxquant's; the text begins with `role`.
@@ -42,7 +43,12 @@ def comparable(gm: object, role: str) -> fx.GraphModule:
         raise FxQuantError(
             f"{role} is {found}: expected a graph from fxquant.capture, prepare, convert, lower, quantize or load"
         )
-    return canonicalize(gm) if edit.marks(gm)["stage"] == "captured" else gm
+    match edit.marks(gm)["stage"]:
+        case "captured":
+            return canonicalize(gm)
+        case "lowered":
+            return unfused(gm)
+    return gm
 
 
 def common_layers(reference: fx.GraphModule, candidate: fx.GraphModule) -> tuple[Layer, ...]:

@@ -6,6 +6,7 @@ graph in `gm.meta["fxquant"]`. Copies of a graph share these dicts, so they are 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -175,6 +176,25 @@ def replace(node: fx.Node, replacement: fx.Node) -> None:
     """Let every user of `node` read `replacement`, and erase `node`."""
     node.replace_all_uses_with(replacement)
     node.graph.erase_node(node)
+
+
+def sort(gm: fx.GraphModule) -> None:
+    """Move every node that stands before one of its inputs behind it; the others keep their order."""
+    order: dict[fx.Node, None] = {}
+    edges = sum(len(node.all_input_nodes) for node in gm.graph.nodes)
+    for node in list(gm.graph.nodes):
+        waiting = [node]
+        while waiting:
+            missing = [source for source in waiting[-1].all_input_nodes if source not in order]
+            if missing:
+                assert len(waiting) <= edges, f"the graph has a cycle through {missing[0]}"
+                waiting.extend(reversed(missing))
+            else:
+                order[waiting.pop()] = None
+    nodes = list(order)
+    next(iter(gm.graph.nodes)).prepend(nodes[0])
+    for before, node in pairwise(nodes):
+        before.append(node)
 
 
 def sweep(gm: fx.GraphModule) -> None:

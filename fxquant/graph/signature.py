@@ -14,6 +14,7 @@ from torch import fx
 
 from fxquant.errors import ArtifactError
 from fxquant.graph import guards, structure
+from fxquant.graph.attributes import read_directly
 from fxquant.graph.calling import Leaf, Limits, Parameter, bind, check, name_arguments, python_signature
 
 NAME = "_fxquant_signature"  # of the signature in generated code
@@ -129,6 +130,7 @@ class SignatureCodeGen(fx.graph.CodeGen):
     def __init__(self, signature: Signature) -> None:
         super().__init__()
         self.signature = signature
+        self._body_transformer = read_directly
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False) -> str:
         """Return the head of forward: its definition, and the line that takes the arguments apart."""

@@ -5,17 +5,19 @@ All of it is JSON-able data in `node.meta["fxquant"]`:
     member   on every node of a claimed op: the claim's id
     roles    on a member: argument index → role, the edges of the match
     reason   on a node that no rule claims: {"code", "text"}
+    fused    on a kernel that computes several ops: the list of their facts (`computed_ops`)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
 from torch import fx
 
-from fxquant.graph.edit import mark, marks
+from fxquant.graph.edit import info, mark, marks, path_of
 from fxquant.graph.pattern import Edge, Match
+from fxquant.ops.cost import family, macs
 from fxquant.spec import QuantSpec
 
 
@@ -32,6 +34,8 @@ class Reason(StrEnum):
     FLOAT_OP = "float-op"  # no quantized form of this op exists
 
 
+# What `lower` writes on a claimed op's node: the kernel or why there is none, and whether its result is integer.
+LOWERED = ("lowered", "fallback", "requantized")
 # An op that stays in float for one of these was meant to be quantized.
 UNINTENDED = {Reason.LIMIT, Reason.GUARD, Reason.NO_RULE}
 
@@ -85,6 +89,41 @@ def write_claim(claim: Claim, match: Match) -> None:
 def write_reason(node: fx.Node, code: Reason, text: str) -> None:
     """Write why `node` is not claimed."""
     mark(node, reason={"code": str(code), "text": text})
+
+
+def computed_ops(node: fx.Node) -> tuple[dict[str, Any], ...]:
+    """Return the facts of every op that `node` computes: of itself, or of those that a fusion joined.
+
+    A claimed op has its `claim`, and what `lower` wrote; one that stays in float its `reason`, if any, `op`, `path`,
+    `dtype`, `family` and `macs`. Nodes that only belong to a claimed op have none.
+    """
+    facts = marks(node)
+    if "fused" in facts:
+        return tuple(facts["fused"])
+    if "claim" in facts:
+        return ({key: facts[key] for key in ("claim", *LOWERED) if key in facts},)
+    counts = "member" not in facts and ("reason" in facts or family(node) is not None)
+    return (_float_op(node),) if counts else ()
+
+
+def _float_op(node: fx.Node) -> dict[str, Any]:
+    known = info(node)
+    return {
+        "reason": marks(node).get("reason"),
+        "op": str(node.target).removesuffix(".default"),
+        "path": path_of(node),
+        "dtype": str(known.dtype).removeprefix("torch.") if known else "",
+        "family": family(node),
+        "macs": macs(node),
+    }
+
+
+def hand_over(nodes: Iterable[fx.Node], kernel: fx.Node) -> None:
+    """Let `kernel`, a new node, tell of the ops of `nodes`, which it computes from now on."""
+    nodes = tuple(nodes)
+    mark(kernel, fused=[fact for node in nodes for fact in computed_ops(node)] or None)
+    for node in nodes:
+        mark(node, fused=None, claim=None, reason=None, **dict.fromkeys(LOWERED))
 
 
 def erase_claims(gm: fx.GraphModule) -> None:

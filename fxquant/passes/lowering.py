@@ -2,11 +2,19 @@
 
 from fxquant.config import within
 from fxquant.passes.base import Pass
+from fxquant.passes.fuse_attention import FuseAttention
+from fxquant.passes.fuse_rows import FuseRows
 from fxquant.passes.merge_linears import MergeLinears
+from fxquant.passes.simplify_masks import SimplifyMasks
+from fxquant.passes.unpad import Unpad
 from fxquant.registry import Registry
 
 LOWERING: Registry[Pass] = Registry("lowering pass")
 LOWERING.add("merge_linears", MergeLinears())
+LOWERING.add("fuse_attention", FuseAttention())
+LOWERING.add("simplify_masks", SimplifyMasks())
+LOWERING.add("unpad", Unpad())
+LOWERING.add("fuse_rows", FuseRows())
 
 
 def listed_passes(names: tuple[str, ...], source: str) -> tuple[Pass, ...]:

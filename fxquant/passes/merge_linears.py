@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo, marks
+from fxquant.passes.claims import hand_over
 
 SLICE = torch.ops.aten.slice.Tensor
 # Kernel arguments that have a place for each column, along their first axis.
@@ -25,10 +26,7 @@ OWN = ("residual", "out_scale")
 
 @dataclass(frozen=True)
 class MergeLinears:
-    """Merge kernels of one kind with equal inputs and options; each former result is a slice of the merged one.
-
-    The slices keep the claims, so the ledger and comparisons still speak of every layer.
-    """
+    """Merge kernels of one kind with equal inputs and options; each former result is a slice of the merged one."""
 
     name: ClassVar[str] = "merge_linears"
     after: ClassVar[tuple[str, ...]] = ("lower",)
@@ -99,8 +97,9 @@ def _merge(gm: fx.GraphModule, group: list[fx.Node]) -> None:
         ends = list(accumulate(widths))
         for node, width, end in zip(group, widths, ends, strict=True):
             part = edit.call(gm.graph, SLICE, (merged, -1, end - width, end, 1), like=node, value=edit.info(node))
-            part.meta |= {key: value for key, value in node.meta.items() if key in ("val", edit.KEY)}
+            part.meta |= {key: value for key, value in node.meta.items() if key == "val"}
             node.replace_all_uses_with(part)
+    hand_over(group, merged)
     for node in group:
         gm.graph.erase_node(node)
 

@@ -13,6 +13,7 @@ from fxquant.evaluation.kernels_ran import (
     kernels_that_ran,
     other_kernels,
 )
+from fxquant.kernels.x86 import native
 
 X, W = torch.ones(4, 8), torch.ones(16, 8)
 
@@ -96,6 +97,32 @@ def test_the_same_op_on_a_machine_without_compiler_is_not():
     assert not integer_products(ran)
     assert float_products(ran) == {"fxquant::x86_packed_linear_int8 > aten::matmul": 5}
     assert describe_kernels(ran) == "5 × aten::matmul"
+
+
+def test_every_linear_of_a_fused_kernel_leaves_a_trace(lowered_bert):
+    _, graph, inputs = lowered_bert
+    if not native.available():
+        pytest.skip("without compiled kernels a fused kernel calls torch's products")
+    ran = kernels_that_ran(lambda: graph(**inputs))
+    fused = [row for row in fxq.ledger(graph).rows if row.kernel.startswith("fxquant.x86_row_program: ")]
+    linears = sum(row.family == "linear" for row in fused)
+    assert linears > 2
+    assert ran["fxquant::x86_row_program.linear_int8"] == linears
+    assert integer_products(ran)["fxquant::x86_row_program.linear_int8"] == linears
+    assert ran["fxquant::x86_row_program.embedding_int8"] == sum(row.op == "embedding" for row in fused) == 3
+
+
+def test_a_fused_kernel_is_described_by_the_kernels_that_it_runs():
+    ran = Counter({"fxquant::rows": 2, "fxquant::rows.linear_int8": 5, "fxquant::rows.embedding_int8": 3})
+    assert integer_products(ran) == {"fxquant::rows.linear_int8": 5}
+    assert other_kernels(ran) == {"fxquant::rows.embedding_int8": 3}
+    assert other_kernels(Counter({"fxquant::rows": 2})) == {"fxquant::rows": 2}
+
+
+def test_a_fused_kernel_without_compiler_shows_the_products_of_torch():
+    ran = Counter({"fxquant::rows": 2, "fxquant::rows > aten::matmul": 5})
+    assert not integer_products(ran)
+    assert float_products(ran) == {"fxquant::rows > aten::matmul": 5}
 
 
 def test_description_of_nothing():

@@ -257,3 +257,61 @@ def test_sweep_leaves_the_original_of_a_clone_whole():
     edit.sweep(copy)
     assert "body.up.weight" not in copy.state_dict()
     assert set(gm.state_dict()) == {"body.up.weight", "body.up.bias", "body.down.weight"}
+
+
+# ---------------------------------------------------------------------------------------------------------- order
+
+
+def names(gm):
+    return [node.name for node in gm.graph.nodes]
+
+
+def test_sorting_an_ordered_graph_changes_nothing():
+    gm = two_linears()
+    before = names(gm)
+    edit.sort(gm)
+    assert names(gm) == before
+
+
+def test_sorting_moves_only_what_stands_before_its_inputs():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    first = graph.call_function(aten.relu.default, (x,), name="first")
+    early = graph.call_function(aten.neg.default, (x,), name="early")
+    after_early = graph.call_function(aten.abs.default, (early,), name="after_early")
+    between = graph.call_function(aten.sign.default, (first,), name="between")
+    late = graph.call_function(aten.exp.default, (between,), name="late")
+    graph.output((after_early, late))
+    early.update_arg(0, late)
+    gm = fx.GraphModule(nn.Module(), graph)
+    edit.sort(gm)
+    assert names(gm) == ["x", "first", "between", "late", "early", "after_early", "output"]
+    gm.graph.lint()
+    gm.recompile()
+    value = torch.tensor([0.3, -2.0])
+    expected = value.relu().sign().exp()
+    assert all(torch.equal(y, wanted) for y, wanted in zip(gm(value), ((-expected).abs(), expected), strict=True))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_sorting_any_order_gives_a_sound_one(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def below(count):
+        return int(torch.randint(0, count, (), generator=generator))
+
+    graph = fx.Graph()
+    nodes = [graph.placeholder("x"), graph.placeholder("y")]
+    for _ in range(12):
+        nodes.append(graph.call_function(aten.add.Tensor, (nodes[below(len(nodes))], nodes[below(len(nodes))])))
+    last = graph.output(tuple(nodes[-3:]))
+    gm = fx.GraphModule(nn.Module(), graph)
+    inputs = (torch.tensor(1.0), torch.tensor(2.0))
+    expected = gm(*inputs)
+    for _ in range(6):
+        moved = nodes[2 + below(12)]
+        last.prepend(moved) if below(2) else nodes[1].append(moved)
+    edit.sort(gm)
+    gm.graph.lint()
+    gm.recompile()
+    assert all(torch.equal(a, b) for a, b in zip(gm(*inputs), expected, strict=True))

@@ -12,7 +12,17 @@ from torch.nn import functional
 from fxquant.graph import edit
 from fxquant.graph.pattern import Match
 from fxquant.ops import OPS
-from fxquant.passes.claims import UNINTENDED, Claim, Reason, claimed_sites, erase_claims, write_claim, write_reason
+from fxquant.passes.claims import (
+    UNINTENDED,
+    Claim,
+    Reason,
+    claimed_sites,
+    computed_ops,
+    erase_claims,
+    hand_over,
+    write_claim,
+    write_reason,
+)
 from fxquant.spec import QuantSpec
 
 SPECS = {"x": QuantSpec(dtype="uint8", dynamic=True), "weight": QuantSpec(granularity="per-channel", symmetric=True)}
@@ -129,3 +139,50 @@ def test_sites_come_in_the_order_of_the_graph():
 def test_unintended_reasons_are_those_that_nobody_asked_for():
     assert {str(code) for code in UNINTENDED} == {"kernel-limit", "no-match", "no-rule"}
     assert not UNINTENDED & {Reason.FLOAT_BY_RULE, Reason.FLOAT_BY_RECIPE, Reason.FLOAT_OP}
+
+
+def test_a_node_computes_its_claim_or_the_float_op_that_it_is(gm):
+    match = matched(gm)
+    write_claim(claim(), match)
+    edit.mark(match.anchor, lowered="aten.gelu.default", unrelated=1)
+    assert computed_ops(match.anchor) == ({"claim": claim().to_dict(), "lowered": "aten.gelu.default"},)
+    (linear,) = (node for node in match.nodes if node is not match.anchor)
+    assert computed_ops(linear) == (), "a member is told of by its claim"
+    scaled = next(node for node in gm.graph.nodes if node.target is torch.ops.aten.mul.Tensor)
+    assert computed_ops(scaled) == (), "no arithmetic of matrices, and not annotated"
+    write_reason(scaled, Reason.FLOAT_OP, "why")
+    reason = {"code": "float-op", "text": "why"}
+    op = {"op": "aten.mul.Tensor", "path": "", "dtype": "float32", "family": None, "macs": 0}
+    assert computed_ops(scaled) == ({"reason": reason, **op},)
+
+
+def test_a_linear_that_nobody_annotated_counts_with_its_cost(gm):
+    linear = next(node for node in gm.graph.nodes if node.target is torch.ops.aten.linear.default)
+    op = {"op": "aten.linear", "path": "up", "dtype": "float32", "family": "linear", "macs": 2 * 4 * 6}
+    assert computed_ops(linear) == ({"reason": None, **op},)
+
+
+def test_a_kernel_tells_of_the_ops_that_it_took_over(gm):
+    match = matched(gm)
+    write_claim(claim(), match)
+    edit.mark(match.anchor, requantized=["scale", "zero_point"])
+    scaled = next(node for node in gm.graph.nodes if node.target is torch.ops.aten.mul.Tensor)
+    write_reason(scaled, Reason.FLOAT_OP, "why")
+    expected = (*computed_ops(match.anchor), *computed_ops(scaled))
+    with gm.graph.inserting_before(scaled):
+        first, second = (gm.graph.call_function(torch.ops.aten.neg.default, (match.anchor,)) for _ in range(2))
+    hand_over([match.anchor, scaled], first)
+    assert computed_ops(first) == expected
+    assert computed_ops(match.anchor) == computed_ops(scaled) == ()
+    assert json.loads(json.dumps(edit.marks(first))) == edit.marks(first)
+    hand_over([first], second)
+    assert computed_ops(second) == expected, "what a fused kernel tells of is handed on"
+    assert computed_ops(first) == ()
+
+
+def test_taking_over_what_tells_of_nothing_leaves_no_fact(gm):
+    linear = next(node for node in gm.graph.nodes if node.op == "get_attr")
+    with gm.graph.inserting_after(linear):
+        kernel = gm.graph.call_function(torch.ops.aten.neg.default, (linear,))
+    hand_over([linear], kernel)
+    assert "fused" not in edit.marks(kernel)

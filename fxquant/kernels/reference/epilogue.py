@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxquant import numerics
+from fxquant.kernels.reference.gelu import fma, gelu
 from fxquant.registry import Registry
 from fxquant.spec import QParams
 
@@ -32,55 +33,13 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation](x)
 
 
-# erf(x/√2)/x as a polynomial in u = 2·x²/5.2² − 1 on |x| ≤ 5.2, from the highest power down, fitted to the least
-# greatest error of gelu, 1e-6. The C++ kernels compute the same (x86/csrc/epilogue.h), operation by operation.
-GELU_REACH = 5.2
-GELU_POLYNOMIAL = (
-    -0.0007764850161038339,
-    0.0023773780558258295,
-    -0.002937507815659046,
-    0.004010343924164772,
-    -0.009084665216505527,
-    0.016730207949876785,
-    -0.025239301845431328,
-    0.03607754036784172,
-    -0.04939768463373184,
-    0.06394783407449722,
-    -0.07986397296190262,
-    0.10005123168230057,
-    -0.13548724353313446,
-    0.2718999683856964,
-)
-
-
-def fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
-    """Return a·b + c of float32 numbers rounded once: float64 holds the product whole."""
-    return (a.double() * _wide(b) + _wide(c)).to(torch.float32)
-
-
-def _wide(value: Tensor | float) -> Tensor | float:
-    return value.double() if isinstance(value, Tensor) else value
-
-
-def gelu(x: Tensor) -> Tensor:
-    """Return x/2·(1 + erf(x/√2)) for float32 x, to 1e-6, equal to the bit to the C++ kernels'."""
-    reach = torch.tensor(GELU_REACH, dtype=torch.float32)
-    t = x.clamp(-GELU_REACH, GELU_REACH)
-    u = fma(t * t, 2.0 / (reach * reach), -1.0)
-    p = torch.full_like(u, GELU_POLYNOMIAL[0])
-    for coefficient in GELU_POLYNOMIAL[1:]:
-        p = fma(p, u, coefficient)
-    half = x * 0.5
-    return fma(half, fma(p, t, x - t).clamp(-1.0, 1.0), half)
-
-
 def scaled(sums: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """Return sums·scale + bias, rounded once to float32, for int32 `sums` and float32 `scale` and `bias`."""
     return fma(sums.to(torch.float32), scale, 0.0 if bias is None else bias)
 
 
 def finish_exactly(y: Tensor, activation: str, residual: Tensor | None) -> Tensor:
-    """Return activation(y) + residual with the kernels' own gelu, which torch's differs from by up to 1e-6."""
+    """Return activation(y) + residual with the kernels' own gelu, which torch's differs from by up to 5e-7."""
     if activation != "gelu":
         return finish(y, activation, residual)
     y = gelu(y)

@@ -17,10 +17,10 @@ from fxquant.kernels.emit import (
 from fxquant.kernels.int4 import unpack_int4
 from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import QUANTIZERS, emitter
-from fxquant.kernels.x86 import dynamic, linear, native, weight_only
-from fxquant.kernels.x86.packed import column_sums, pack
+from fxquant.kernels.x86 import attention, dynamic, linear, native, weight_only
+from fxquant.kernels.x86.packed import DEEPEST, column_sums, pack
 
-__all__ = ["dynamic", "linear", "weight_only"]  # importing them defines the ops
+__all__ = ["attention", "dynamic", "linear", "weight_only"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)
@@ -42,6 +42,8 @@ def emit_linear(site: Site) -> fx.Node | str:
         return _torch_linear(site)
     if x.quantized is None or x.spec is None:
         return emit_weight_only(site)
+    if _shape(_integers(site.read("weight")))[-1] > DEEPEST:
+        return _torch_linear(site)
     weight = _packed_weight(site, site.read("weight"))
     tail = (*weight, site.float_value("bias"), site.float_value("residual"), activation_of(site))
     if x.source is not None and x.spec.granularity == "per-token" and site.requantize is None:
@@ -83,11 +85,16 @@ def emit_quantize(site: Site) -> fx.Node | str:
 QUANTIZERS["x86"] = emit_quantize
 
 
+def _integers(weight: Operand) -> fx.Node:
+    assert weight.quantized is not None, "a claimed weight is quantized"
+    return weight.quantized
+
+
 def _packed_weight(site: Site, weight: Operand) -> tuple[fx.Node, fx.Node, fx.Node]:
     """Return nodes of the packed weight, its scale and its column sums; a tied weight is packed once."""
-    assert weight.quantized is not None and weight.scale is not None, "a claimed weight is quantized"
-    integers = edit.get_tensor(site.gm, weight.quantized)
-    name = str(weight.quantized.target)
+    assert weight.scale is not None, "a claimed weight is quantized"
+    integers = edit.get_tensor(site.gm, _integers(weight))
+    name = str(_integers(weight).target)
     packed = site.constant(f"{name}_packed", lambda: pack(integers))
     return packed, weight.scale, site.constant(f"{name}_sum", lambda: column_sums(integers))
 
@@ -101,13 +108,13 @@ def _weight_in_columns(site: Site, weight: Operand) -> tuple[fx.Node, fx.Node, f
     def of_groups(parameter: fx.Node) -> Tensor:
         return weight_only.pack_parameter(edit.get_tensor(site.gm, parameter), shape, spec)
 
-    packed = site.constant(name, lambda: weight_only.pack(_integers(site.gm, node), spec))
+    packed = site.constant(name, lambda: weight_only.pack(_values(site.gm, node), spec))
     scales = site.constant(f"{name}_scale", lambda: of_groups(scale))
     zeros = None if spec.symmetric else site.constant(f"{name}_zero_point", lambda: of_groups(zero_point))
     return packed, scales, zeros
 
 
-def _integers(gm: fx.GraphModule, node: fx.Node) -> Tensor:
+def _values(gm: fx.GraphModule, node: fx.Node) -> Tensor:
     """Return the integers of a weight, one an element."""
     tensor = edit.get_tensor(gm, stored(node))
     return tensor if edit.is_constant(node) else unpack_int4(tensor, *node.args[1:])  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Which integer instructions the x86 kernels use: decided once, by asking the machine, or forced by a variable.
 
-`avx512_vnni` and `avx2` are our own C++ kernels; `onednn` is torch's integer GEMMs, where they are exact; `portable`
-is exact products in float32 blocks.
+`avx512_bf16`, `avx512_vnni`, `avx_vnni` and `avx2` are our own C++ kernels; the first differs from the second in
+attention only, the third from the fourth in linears; `onednn` is torch's integer GEMMs, where they are exact;
+`portable` is exact products in float32 blocks.
 """
 
 import os
@@ -12,7 +13,7 @@ import torch
 from fxquant.errors import ConfigError, suggest
 
 VARIABLE = "FXQUANT_X86_ISA"
-NATIVE = ("avx512_vnni", "avx2")
+NATIVE = ("avx512_bf16", "avx512_vnni", "avx_vnni", "avx2")
 TORCH = ("onednn", "portable")
 
 

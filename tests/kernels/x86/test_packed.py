@@ -126,6 +126,27 @@ def test_accumulators_are_exact_at_the_extremes(each_isa):
     assert torch.equal(y.double(), (x.double() @ weight.double().t()).float().double())
 
 
+@pytest.mark.parametrize("zero_point", [0, 1, 128, 255])
+@pytest.mark.parametrize("sign", [-127, 127])
+def test_sums_of_weights_are_exact_at_the_greatest_depth(each_isa, sign, zero_point):
+    k = packed.DEEPEST
+    weight = torch.full((5, k), sign, dtype=torch.int8)
+    weight[1, ::2] = 0
+    x = torch.randint(0, 256, (3, k), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x[0], x[1] = 0, 255
+    one, zero = torch.ones(()), torch.tensor(zero_point, dtype=torch.int32)
+    weights = (packed.pack(weight), torch.ones(5), packed.column_sums(weight))
+    y = ops.x86_packed_linear_int8(x, one, zero, *weights, None, None, "none", *FLOAT)
+    assert torch.equal(y, ((x.double() - zero_point) @ weight.double().t()).float())
+
+
+def test_a_deeper_weight_is_refused(each_isa):
+    weight = torch.zeros(1, packed.DEEPEST + 1, dtype=torch.int8)
+    arguments = (packed.pack(weight), torch.ones(()), packed.column_sums(weight), None, None, "none", *SCHEMES[0])
+    with pytest.raises(RuntimeError, match="the weight has 33026 features; these kernels are exact up to 33025"):
+        ops.x86_packed_linear_dynamic_int8(torch.ones(1, packed.DEEPEST + 1), *arguments)
+
+
 @examples
 @given(
     st.sampled_from([(0,), (1,), (15,), (16,), (33,), (3, 70)]),

@@ -48,6 +48,16 @@ inline RowScheme scheme_of(std::string_view dtype, bool symmetric, std::string_v
   return scheme;
 }
 
+// A weight of n columns for x of k features.
+inline void check_packed(const at::Tensor& packed, int64_t k, int64_t n) {
+  TORCH_CHECK(packed.dim() == 4 && packed.is_contiguous() && packed.size(2) == kColumns && packed.size(3) == kDepth &&
+                  packed.size(0) == (n + kColumns - 1) / kColumns,
+              "fxquant: the weight is not packed for ", n, " columns");
+  TORCH_CHECK((k + kDepth - 1) / kDepth == packed.size(1), "fxquant: x has ", k, " features, the weight ",
+              packed.size(1) * kDepth, " or up to ", kDepth - 1, " fewer");
+  TORCH_CHECK(k <= kDeepest, "fxquant: the weight has ", k, " features; these kernels are exact up to ", kDeepest);
+}
+
 inline std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
   return tensor ? std::optional<at::Tensor>(tensor->contiguous()) : tensor;
 }

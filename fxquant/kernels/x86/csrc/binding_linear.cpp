@@ -25,8 +25,7 @@ struct Plan {
 
   Plan(const Tensor& x, const Tensor& packed, const Tensor& weight_sum)
       : k(x.size(-1)), n(weight_sum.numel()), depths(packed.size(1)), blocks(packed.size(0)) {
-    TORCH_CHECK(packed.dim() == 4 && packed.is_contiguous(), "fxquant: the weight is not packed");
-    TORCH_CHECK((k + 3) / 4 == depths, "fxquant: x has ", k, " features, the weight ", depths * 4, " or up to 3 fewer");
+    fxq::check_packed(packed, k, n);
     rows = 1;
     for (const int64_t size : x.sizes().slice(0, x.dim() - 1)) rows *= size;
     threads = rows * n * k < fxq::kSerial ? 1 : at::get_num_threads();

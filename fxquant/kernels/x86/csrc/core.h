@@ -4,6 +4,7 @@
 // weight (row 64·b + c, depth 4·d + i) of the s8 [N, K] matrix; places beyond N or K are zero.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string_view>
 
@@ -11,6 +12,9 @@ namespace fxq {
 
 constexpr int64_t kColumns = 64;  // columns of a packed block
 constexpr int64_t kDepth = 4;     // depths that one dot-product lane takes
+
+// Features of a linear up to which all its sums fit: those of weights the two halves of epilogue.h.
+constexpr int64_t kDeepest = 33025;
 
 enum class Activation { none, relu, gelu, gelu_tanh, silu };
 
@@ -72,6 +76,26 @@ struct WeightOnly {
   float* y;  // [rows][n]
 };
 
+// softmax(q·kᵀ·scale + mask)·v. Strides are in elements; the features of a head are contiguous.
+struct Attention {
+  const float *q, *k, *v;
+  int64_t q_stride[3], k_stride[3], v_stride[3];  // batch, position, head
+  float* y;                                       // [batch][queries][heads][features]
+  int64_t y_stride;                               // of a position
+  int64_t heads, kv_heads, features;
+  int64_t queries, keys;   // positions of a sequence; the most that one has, where there are offsets
+  const int64_t* offsets;  // where the sequences of the only batch row begin, and the end; or null
+  float scale;
+  bool causal;
+  const bool* padding;  // true: this key takes part; [batch][keys], or null
+  int64_t padding_stride[2];
+  const bool* keep;   // true: this score takes part; [batch][heads][queries][keys], or null
+  const float* bias;  // added to the scores, of the same shape; or null
+  int64_t mask_stride[4];
+  // The work: every `block_rows` query rows of a head are a task, `blocks` tasks a head.
+  int64_t block_rows, blocks, tasks;
+};
+
 struct Isa {
   const char* name;
   // Quantize float rows [rows][k] to u8 [rows][stride]; writes one scale and stored zero point a row.
@@ -91,7 +115,16 @@ struct Isa {
   void (*multiply)(const float* a, const float* b, int64_t count, float* y);
   // Compute rows [row, row_end) of the columns of blocks [block, block_end).
   void (*weight_only)(const WeightOnly& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
+  // Do tasks from `next` on until none is left; several threads may share `next`.
+  void (*attention)(const Attention& op, std::atomic<int64_t>& next);
 };
+
+// Attention with bfloat16 factors, for CPUs that have avx512_vnni's instructions and these.
+void attention_avx512_bf16(const Attention& op, std::atomic<int64_t>& next);
+
+// The part of an instruction set that differs from a wider one's.
+void linear_avx_vnni(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
+void linear_avx512_vl(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
 
 extern const Isa avx512_vnni;
 extern const Isa avx2;

@@ -1,5 +1,6 @@
 // Which instruction set runs: asked of the CPU once, unless one is named.
 #include <atomic>
+#include <vector>
 
 #include "core.h"
 
@@ -13,15 +14,47 @@ bool has_avx512_vnni() {
          __builtin_cpu_supports("avx512vnni");
 }
 
+bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
+
+// As AVX-512 VNNI, but for attention.
+const Isa& avx512_bf16() {
+  static const Isa isa = [] {
+    Isa changed = avx512_vnni;
+    changed.name = "avx512_bf16";
+    changed.attention = attention_avx512_bf16;
+    return changed;
+  }();
+  return isa;
+}
+
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-const Isa* best() {
+bool has_avx_vnni() { return has_avx2() && (__builtin_cpu_supports("avxvnni") || has_avx512_vnni()); }
+
+// As AVX2, but for linears. A CPU that has VNNI as part of AVX-512 alone runs the same code in that encoding.
+const Isa& avx_vnni() {
+  static const Isa isa = [] {
+    Isa changed = avx2;
+    changed.name = "avx_vnni";
+    changed.linear = __builtin_cpu_supports("avxvnni") ? linear_avx_vnni : linear_avx512_vl;
+    return changed;
+  }();
+  return isa;
+}
+
+// What this CPU has, the fastest first.
+std::vector<const Isa*> all() {
   __builtin_cpu_init();
-  return has_avx512_vnni() ? &avx512_vnni : has_avx2() ? &avx2 : nullptr;
+  std::vector<const Isa*> found;
+  if (has_avx512_bf16()) found.push_back(&avx512_bf16());
+  if (has_avx512_vnni()) found.push_back(&avx512_vnni);
+  if (has_avx_vnni()) found.push_back(&avx_vnni());
+  if (has_avx2()) found.push_back(&avx2);
+  return found;
 }
 
 std::atomic<const Isa*>& current() {
-  static std::atomic<const Isa*> isa{best()};
+  static std::atomic<const Isa*> isa{all().empty() ? nullptr : all().front()};
   return isa;
 }
 
@@ -30,11 +63,9 @@ std::atomic<const Isa*>& current() {
 const Isa* isa() { return current().load(std::memory_order_relaxed); }
 
 bool use(std::string_view name) {
-  const Isa* wanted = name == avx512_vnni.name && has_avx512_vnni() ? &avx512_vnni
-                      : name == avx2.name && has_avx2()             ? &avx2
-                                                                    : nullptr;
-  if (wanted) current().store(wanted);
-  return wanted != nullptr;
+  for (const Isa* each : all())
+    if (name == each->name) return current().store(each), true;
+  return false;
 }
 
 }  // namespace fxq

@@ -18,23 +18,17 @@ inline V::F gated(V::F x, V::F t) {
   return V::div(x, V::add(V::set(1.0f), exponential(V::sub(V::set(0.0f), t))));
 }
 
-// x/2·(1 + erf(x/√2)). erf(x/√2)/x is a polynomial of degree 13 in u = 2·x²/5.2² − 1 on |x| ≤ 5.2, fitted to the least
-// greatest error of the result, which is 1e-6; beyond, erf is ±1 to 2e-7. Centring u keeps float32 Horner accurate.
+// x/2·(1 + erf(x/√2)) = max(x, 0) − a·Φ(−a), a = |x|, from the table of cubic pieces (gelu_table.h). Adding 1.5·2²³
+// rounds to a whole number, whose low bits are the piece.
 inline V::F gelu(V::F x) {
-  constexpr float reach = 5.2f;
-  constexpr float c[] = {-0.0007764850161038339f, 0.0023773780558258295f, -0.002937507815659046f,
-                         0.004010343924164772f,   -0.009084665216505527f, 0.016730207949876785f,
-                         -0.025239301845431328f,  0.03607754036784172f,   -0.04939768463373184f,
-                         0.06394783407449722f,    -0.07986397296190262f,  0.10005123168230057f,
-                         -0.13548724353313446f,   0.2718999683856964f};
-  const V::F t = V::min(V::max(x, V::set(-reach)), V::set(reach));
-  const V::F u = V::fma(V::mul(t, t), V::set(2 / (reach * reach)), V::set(-1.0f));
-  V::F p = V::set(c[0]);
-  for (int i = 1; i < 14; ++i) p = V::fma(p, u, V::set(c[i]));
-  // Beyond the reach x − t takes the value past ±1, where it is cut off.
-  const V::F e = V::min(V::max(V::fma(p, t, V::sub(x, t)), V::set(-1.0f)), V::set(1.0f));
-  const V::F half = V::mul(x, V::set(0.5f));
-  return V::fma(half, e, half);
+  const V::F scale = V::set(kGeluPieces), magic = V::set(12582912.0f);
+  const V::F a = V::min(V::absolute(x), V::set(31 / kGeluPieces));
+  const V::F shifted = V::fma(a, scale, magic);
+  const V::F t = V::fma(a, scale, V::sub(magic, shifted));
+  const V::I piece = V::bits(shifted);
+  V::F p = V::look_up(kGelu[0], piece);
+  for (int i = 1; i < 4; ++i) p = V::fma(p, t, V::look_up(kGelu[i], piece));
+  return V::sub(V::max(V::set(0.0f), x), p);  // in this order NaN stays
 }
 
 template <Activation A>
@@ -50,7 +44,7 @@ inline V::F activate(V::F x) {
 }
 
 // A sum of weights as two s16, sum = 128·high + low, so that one instruction multiplies it exactly with a zero point Z
-// that is given as (Z, 128·Z). It holds while |sum| < 2²², which is for up to 33000 depths.
+// that is given as (Z, 128·Z). It holds while |sum| < 2²², which is for up to kDeepest features.
 inline int32_t halves(int32_t sum) { return static_cast<int32_t>(static_cast<uint32_t>(sum >> 7) << 16 | (sum & 127)); }
 inline V::I minus_halves(int32_t zero_point) {
   return V::seti(static_cast<int32_t>(static_cast<uint32_t>(-zero_point * 128) << 16 | (-zero_point & 0xffff)));

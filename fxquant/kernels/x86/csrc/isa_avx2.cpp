@@ -1,4 +1,6 @@
 // AVX2 without VNNI: bytes are widened to s16 and multiplied by vpmaddwd. vpmaddubsw would be faster and saturates.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
@@ -8,6 +10,7 @@
 #include <vector>
 
 #include "core.h"
+#include "gelu_table.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
@@ -28,6 +31,12 @@ namespace avx2_impl {
 #include "norm.h"
 
 #include "weight_only.h"
+
+#include "lanes256.h"
+
+#include "factors.h"
+
+#include "attention.h"
 
 inline __m256i broadcast(const uint8_t* p) {
   int32_t four;
@@ -91,6 +100,7 @@ const Isa avx2 = {
     avx2_impl::add,
     avx2_impl::multiply,
     avx2_impl::weight_only_with<4>,
+    avx2_impl::attention,
 };
 
 }  // namespace fxq

@@ -1,4 +1,6 @@
 // AVX-512 VNNI: vpdpbusd takes four u8·s8 products a lane, without saturating.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
@@ -8,6 +10,7 @@
 #include <vector>
 
 #include "core.h"
+#include "gelu_table.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
@@ -28,6 +31,12 @@ namespace avx512_vnni_impl {
 #include "norm.h"
 
 #include "weight_only.h"
+
+#include "lanes512.h"
+
+#include "factors.h"
+
+#include "attention.h"
 
 inline __m512i broadcast(const uint8_t* p) {
   int32_t four;
@@ -90,6 +99,7 @@ const Isa avx512_vnni = {
     avx512_vnni_impl::add,
     avx512_vnni_impl::multiply,
     avx512_vnni_impl::weight_only_with<6>,
+    avx512_vnni_impl::attention,
 };
 
 }  // namespace fxq

@@ -45,7 +45,9 @@ inline void row_qparams(float low, float high, const RowScheme& scheme, float& s
 }
 
 // x/S correctly rounded, as a division gives it, from r = 1/S in a third of the time. Source: Markstein 1990, "Computation
-// of elementary functions on the IBM RISC System/6000 processor", theorem 8.
+// of elementary functions on the IBM RISC System/6000 processor", theorem 8. Where |x| ≥ S/4 the remainder x − q·S is a
+// multiple of 2⁻⁴⁸·S, so that it is exact, as the theorem wants it, for S ≥ kExactScale; below, x/S rounds to zero.
+constexpr float kExactScale = 0x1p-100f;
 inline V::F divide(V::F x, V::F s, V::F r) {
   const V::F q = V::mul(x, r);
   return V::fma(V::fnma(q, s, x), r, q);
@@ -71,7 +73,7 @@ inline void quantize_span(const float* x, int64_t k, const RowScheme& scheme, fl
 }
 
 // The same for a row whose own range gave the scale, in all 256 values: nothing leaves the range of an integer then, and
-// the narrowing to bytes clamps. Where the row holds NaN all of it is NaN / S, which converts to the least integer.
+// the narrowing to bytes clamps.
 inline void quantize_ranged(const float* x, int64_t k, const RowScheme& scheme, float scale, int32_t zero_point,
                             uint8_t* q) {
   const V::F s = V::set(scale), r = V::set(1.0f / scale);
@@ -92,7 +94,7 @@ inline void quantize_rows(const float* x, int64_t rows, int64_t k, const RowSche
     int32_t z;
     row_range(x + r * k, k, low, high);
     row_qparams(low, high, scheme, scale[r], z);
-    (whole ? quantize_ranged : quantize_span)(x + r * k, k, scheme, scale[r], z, q + r * stride);
+    (whole && scale[r] >= kExactScale ? quantize_ranged : quantize_span)(x + r * k, k, scheme, scale[r], z, q + r * stride);
     for (int64_t i = k; i < stride; ++i) q[r * stride + i] = 0;
     zero_point[r] = z + scheme.shift;
   }

@@ -25,6 +25,11 @@ struct V {
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }  // c − a·b
+  static F absolute(F v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+  // table[index mod 32]
+  static F look_up(const float* table, I index) {
+    return _mm256_i32gather_ps(table, _mm256_and_si256(index, _mm256_set1_epi32(31)), 4);
+  }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static I addi(I a, I b) { return _mm256_add_epi32(a, b); }

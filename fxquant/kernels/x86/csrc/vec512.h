@@ -27,6 +27,11 @@ struct V {
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c − a·b
+  static F absolute(F v) { return _mm512_abs_ps(v); }
+  // table[index mod 32]
+  static F look_up(const float* table, I index) {
+    return _mm512_permutex2var_ps(_mm512_load_ps(table), index, _mm512_load_ps(table + 16));
+  }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static I addi(I a, I b) { return _mm512_add_epi32(a, b); }

@@ -1,4 +1,4 @@
-"""`fxquant::x86_rows`: a row-local region of the graph as one op, run on blocks of rows that stay in the cache.
+"""`fxquant::x86_row_program`: a row-local region of the graph as one op, run on blocks of rows that stay in the cache.
 
 An op is row-local where a row of its result needs the same row of its operands alone: linears, look-ups, norms, sums.
 What such a region computes on the way never reaches memory. The region is a program, one step a line:
@@ -18,17 +18,16 @@ x0, x1, … are the inputs: float32 (…, K), or indices (…); c0, c1, … the 
 leading axes are (1, …, S) serves all rows (B, …, S), as in broadcasting. v0, v1, … are the steps' results in order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fxquant.kernels.library import define
-from fxquant.kernels.qdq import quantize
 from fxquant.kernels.x86 import packed
 
-NONE = "-"
 Values = dict[str, Tensor]
 
 
@@ -39,7 +38,7 @@ def steps(program: str) -> Iterator[tuple[str, list[str]]]:
         yield name, rest.removeprefix("= ").split()
 
 
-def rows(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) -> list[Tensor]:
+def row_program(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) -> list[Tensor]:
     """Return the results of `program`, each (…, N) float32, where … are the leading axes of the inputs."""
     values = {f"x{index}": value for index, value in enumerate(inputs)}
     values |= {f"c{index}": value for index, value in enumerate(constants)}
@@ -54,46 +53,59 @@ def rows(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) ->
 def leading_shape(inputs: Sequence[Tensor]) -> torch.Size:
     """Return the leading axes that all inputs broadcast to."""
     shapes = (value.shape[:-1] if value.is_floating_point() else value.shape for value in inputs)
-    return torch.broadcast_shapes(*shapes)
+    lead: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return lead
 
 
 def _compute(values: Values, words: list[str]) -> Tensor:
     kind, *names = words
-    given = [values.get(name) for name in names]
-    match kind, given:
-        case "embedding", [Tensor() as ids, Tensor() as table, Tensor() as scale]:
-            return packed.embedding_int8(table, scale, ids)
-        case "add", [Tensor() as a, Tensor() as b]:
-            return a + b
-        case "multiply", [Tensor() as a, Tensor() as b]:
-            return a * b
-        case "norm", [Tensor() as x, weight, bias, *_]:
-            return _norm(x, weight, bias, names[3], float(names[4]))
-        case "quantize", [Tensor() as x, Tensor() as scale, Tensor() as zero_point, *_]:
-            return quantize(x, scale, zero_point, None, int(names[3]), int(names[4]), getattr(torch, names[5]))
-        case "linear", [Tensor() as x, Tensor() as weight, Tensor() as scale, Tensor() as sums, bias, residual, *_]:
-            scheme = (names[7], names[8] == "symmetric", names[9])
-            return packed.linear_dynamic_int8(x, weight, scale, sums, bias, residual, names[6], *scheme)
-    assert kind == "linear_bytes", f"unknown step {kind}"
-    return _linear_bytes(given, names)
+    return STEPS[kind]([values.get(name) for name in names], names)
 
 
-def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, kind: str, eps: float) -> Tensor:
+def _embedding(given: list[Any], names: list[str]) -> Tensor:
+    ids, table, scale = given
+    return packed.embedding_int8(table, scale, ids)
+
+
+def _norm(given: list[Any], names: list[str]) -> Tensor:
+    x, weight, bias = given[:3]
+    kind, eps = names[3], float(names[4])
     if kind == "rms":
         return functional.rms_norm(x, x.shape[-1:], weight, eps)
     return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-def _linear_bytes(given: list[Tensor | None], names: list[str]) -> Tensor:
-    x, x_scale, x_zero_point, weight, scale, sums, bias, residual, _, out_scale, out_zero_point = given[:11]
-    assert x is not None and x_scale is not None and x_zero_point is not None
-    assert weight is not None and scale is not None and sums is not None
-    output = (out_scale, out_zero_point, int(names[11]), int(names[12]), getattr(torch, names[13]))
+def _quantize(given: list[Any], names: list[str]) -> Tensor:
+    x, scale, zero_point = given[:3]
+    return packed.quantize(x, scale, zero_point, int(names[3]), int(names[4]), getattr(torch, names[5]))
+
+
+def _linear(given: list[Any], names: list[str]) -> Tensor:
+    x, weight, scale, sums, bias, residual = given[:6]
+    activation, dtype, symmetric, value_range = names[6:]
+    scheme = (dtype, symmetric == "symmetric", value_range)
+    return packed.linear_dynamic_int8(x, weight, scale, sums, bias, residual, activation, *scheme)
+
+
+def _linear_bytes(given: list[Any], names: list[str]) -> Tensor:
+    x, x_scale, x_zero_point, weight, scale, sums, bias, residual = given[:8]
+    output = (given[9], given[10], int(names[11]), int(names[12]), getattr(torch, names[13]))
     return packed.linear_int8(x, x_scale, x_zero_point, weight, scale, sums, bias, residual, names[8], *output)
 
 
-def fake_rows(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) -> list[Tensor]:
-    """Return empty tensors of the shapes of `rows`."""
+STEPS: dict[str, Callable[[list[Any], list[str]], Tensor]] = {
+    "embedding": _embedding,
+    "add": lambda given, _: given[0] + given[1],
+    "multiply": lambda given, _: given[0] * given[1],
+    "norm": _norm,
+    "quantize": _quantize,
+    "linear": _linear,
+    "linear_bytes": _linear_bytes,
+}
+
+
+def fake_row_program(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) -> list[Tensor]:
+    """Return empty tensors of the shapes of `row_program`."""
     widths = {f"x{index}": value.shape[-1] for index, value in enumerate(inputs) if value.is_floating_point()}
     lead = leading_shape(inputs)
     for name, words in steps(program):
@@ -109,4 +121,4 @@ def _width(words: list[str], widths: dict[str, int], constants: Sequence[Tensor]
     return widths[words[1]] if place is None else int(constants[int(words[place].removeprefix("c"))].shape[-1])
 
 
-define("x86_rows(Tensor[] inputs, Tensor[] constants, str program) -> Tensor[]", rows, fake_rows)
+define("x86_row_program(Tensor[] inputs, Tensor[] constants, str program) -> Tensor[]", row_program, fake_row_program)

@@ -4,6 +4,7 @@
 // memory of the thread, for one block of rows at a time, in a place that later values use again.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -54,9 +55,23 @@ int64_t place(Program& program);
 // Run all steps for rows [row, row_end), some rows at a time, in this thread.
 void run(const Program& program, const Isa& isa, int64_t scratch, int64_t row, int64_t row_end);
 
-// For few rows: run the steps in turn, handing the columns of each linear to `split`, which calls its argument for
-// parts of the blocks of columns, in several threads.
-using Split = void (*)(int64_t macs, int64_t blocks, const void* work, void (*call)(const void*, int64_t, int64_t));
-void run_split(const Program& program, const Isa& isa, int64_t scratch, Split split);
+// Threads that run one program together, and wait for each other between its steps.
+class Team {
+ public:
+  // Join as one body of a parallel loop over `all` places, of which this body has `places`; returns this member's number
+  // once every place is taken. All bodies must run at the same time.
+  int join(int64_t places, int64_t all);
+  int size() const { return size_; }
+  void wait();
+
+ private:
+  std::atomic<int> members_{0}, waiting_{0}, phase_{0};
+  std::atomic<int64_t> taken_{0};
+  int size_ = 1;
+};
+
+// For few rows: run all steps with a team, which shares the columns of each linear. Memory is that of one member.
+uint8_t* shared_memory(const Program& program, int64_t scratch);
+void run_together(const Program& program, const Isa& isa, int64_t scratch, uint8_t* memory, Team& team, int member);
 
 }  // namespace fxq

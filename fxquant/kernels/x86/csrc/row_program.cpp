@@ -1,8 +1,9 @@
-#include "rows_program.h"
+#include "row_program.h"
 
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <thread>
 
 namespace fxq {
 
@@ -12,6 +13,12 @@ namespace {
 constexpr int64_t kScratch = 640 << 10;
 constexpr int64_t kLeastRows = 24, kMostRows = 96;  // multiples of every tile
 constexpr int64_t kAlign = 64;
+
+// Wait a little, and after many times let others run: there may be fewer processors than threads.
+void pause(int times) {
+  if (times < 4096) __builtin_ia32_pause();
+  else std::this_thread::yield();
+}
 
 struct Free {
   void operator()(void* p) const { std::free(p); }
@@ -40,6 +47,7 @@ struct Block {
   const Program& program;
   const Isa& isa;
   int64_t row, rows, capacity;
+  int64_t skip;          // rows of the memory's block before the first of these
   uint8_t* scratch;      // of the values
   uint8_t* bytes;        // a quantized operand
   float* scales;         // of its rows
@@ -49,7 +57,10 @@ struct Block {
   int quantized = -1;
   RowScheme scheme{};
 
-  uint8_t* start(int v) const { return scratch + program.values[v].offset * capacity; }
+  uint8_t* start(int v) const {
+    const Value& value = program.values[v];
+    return scratch + value.offset * capacity + skip * value.stride() * (value.bytes ? 1 : sizeof(float));
+  }
 
   float* floats(int v) const {
     const Value& value = program.values[v];
@@ -68,15 +79,17 @@ struct Block {
     }
   }
 
-  void quantize_operand(const Step& step) {
+  // Quantize what a linear reads, unless it has been; says whether there was anything to do.
+  bool quantize_operand(const Step& step) {
     const RowScheme& s = step.scheme;
     const bool same = quantized == step.a && s.symmetric == scheme.symmetric && s.qmin == scheme.qmin &&
                       s.qmax == scheme.qmax && s.shift == scheme.shift && s.divisor == scheme.divisor;
-    if (same) return;
-    const int64_t k = program.values[step.a].width;
-    isa.quantize_rows(floats(step.a), rows, k, s, bytes, step.linear.depths * kDepth, scales, zero_points);
+    if (same) return false;
+    const int64_t k = program.values[step.a].width, stride = step.linear.depths * kDepth;
+    isa.quantize_rows(floats(step.a), rows, k, s, bytes + skip * stride, stride, scales + skip, zero_points + skip);
     quantized = step.a;
     scheme = s;
+    return true;
   }
 
   // The linear of a step with the places of this block filled in.
@@ -137,13 +150,26 @@ struct Block {
   }
 };
 
-// This thread's memory as a block of up to `capacity` rows.
-Block block_of(const Program& program, const Isa& isa, int64_t scratch, int64_t capacity) {
-  const int64_t wide = widest(program);
-  uint8_t* start = memory(capacity * (scratch + wide + 8) + 4 * kAlign);
+int64_t memory_size(const Program& program, int64_t scratch, int64_t capacity) {
+  return capacity * (scratch + widest(program) + 8) + 4 * kAlign;
+}
+
+// Bytes a row of a step's result and operands in scratch memory, −1 where they differ.
+int64_t common_width(const Program& program, const Step& step, int out) {
+  int64_t common = 0;
+  for (const int v : {out, step.a, step.b}) {
+    if (v < program.first() || program.values[v].data) continue;
+    const int64_t width = program.values[v].stride() * (program.values[v].bytes ? 1 : sizeof(float));
+    common = common == 0 || common == width ? width : -1;
+  }
+  return common;
+}
+
+// Some memory as a block of up to `capacity` rows.
+Block block_of(const Program& program, const Isa& isa, int64_t scratch, int64_t capacity, uint8_t* start) {
   uint8_t* bytes = start + (capacity * scratch + kAlign - 1) / kAlign * kAlign;
-  float* scales = reinterpret_cast<float*>(bytes + (capacity * wide + kAlign - 1) / kAlign * kAlign);
-  return {program, isa, 0, 0, capacity, start, bytes, scales, reinterpret_cast<int32_t*>(scales + capacity)};
+  float* scales = reinterpret_cast<float*>(bytes + (capacity * widest(program) + kAlign - 1) / kAlign * kAlign);
+  return {program, isa, 0, 0, capacity, 0, start, bytes, scales, reinterpret_cast<int32_t*>(scales + capacity)};
 }
 
 }  // namespace
@@ -181,7 +207,7 @@ int64_t place(Program& program) {
 void run(const Program& program, const Isa& isa, int64_t scratch, int64_t row, int64_t row_end) {
   const int64_t fitting = kScratch / std::max<int64_t>(scratch + widest(program), 1);
   const int64_t capacity = std::clamp(fitting / kLeastRows * kLeastRows, kLeastRows, kMostRows);
-  Block block = block_of(program, isa, scratch, capacity);
+  Block block = block_of(program, isa, scratch, capacity, memory(memory_size(program, scratch, capacity)));
   for (; row < row_end; row += capacity) {
     block.row = row;
     block.rows = std::min(capacity, row_end - row);
@@ -190,27 +216,55 @@ void run(const Program& program, const Isa& isa, int64_t scratch, int64_t row, i
   }
 }
 
-void run_split(const Program& program, const Isa& isa, int64_t scratch, Split split) {
-  Block block = block_of(program, isa, scratch, std::max<int64_t>(program.rows, 1));
-  block.rows = program.rows;
+int Team::join(int64_t places, int64_t all) {
+  const int member = members_.fetch_add(1);
+  taken_.fetch_add(places);
+  for (int i = 0; taken_.load() < all; ++i) pause(i);
+  size_ = members_.load();
+  return member;
+}
+
+void Team::wait() {
+  if (size_ == 1) return;
+  const int phase = phase_.load();
+  if (waiting_.fetch_add(1) + 1 == size_) {
+    waiting_.store(0);
+    phase_.store(phase + 1);
+  } else {
+    for (int i = 0; phase_.load() == phase; ++i) pause(i);
+  }
+}
+
+uint8_t* shared_memory(const Program& program, int64_t scratch) {
+  return memory(memory_size(program, scratch, program.rows));
+}
+
+void run_together(const Program& program, const Isa& isa, int64_t scratch, uint8_t* memory, Team& team, int member) {
+  Block whole = block_of(program, isa, scratch, program.rows, memory), own = whole;
+  const auto part = [&](int64_t count, int which) { return count * which / team.size(); };
+  whole.rows = program.rows;
+  own.row = own.skip = part(program.rows, member);
+  own.rows = part(program.rows, member + 1) - own.row;
+  bool apart = false;   // this member's last results are rows, which the others have not seen yet
+  int64_t width = 0;    // of those and of what they were made from, in bytes a row; −1 where they differ
   for (size_t i = 0; i < program.steps.size(); ++i) {
     const Step& step = program.steps[i];
     const int out = program.first() + static_cast<int>(i);
     if (step.kind != StepKind::linear && step.kind != StepKind::linear_bytes) {
-      block.run(step, out);
+      // Memory is used again: with rows of equal width a member's rows never lie where another's did.
+      const int64_t next = common_width(program, step, out);
+      if (apart && (next != width || next < 0)) team.wait();
+      own.run(step, out);
+      apart = true;
+      width = next;
       continue;
     }
-    if (step.kind == StepKind::linear) block.quantize_operand(step);
-    struct Work {
-      const Isa& isa;
-      Linear op;
-      int64_t rows;
-    } const work{isa, block.linear_of(step, out), program.rows};
-    split(program.rows * step.linear.n * step.linear.depths * kDepth, (step.linear.n + kColumns - 1) / kColumns, &work,
-          [](const void* given, int64_t a, int64_t b) {
-            const Work& w = *static_cast<const Work*>(given);
-            w.isa.linear(w.op, 0, w.rows, a, b);
-          });
+    if (step.kind == StepKind::linear) apart |= own.quantize_operand(step);
+    if (apart) team.wait();
+    apart = false;
+    const int64_t blocks = (step.linear.n + kColumns - 1) / kColumns;
+    isa.linear(whole.linear_of(step, out), 0, whole.rows, part(blocks, member), part(blocks, member + 1));
+    team.wait();
   }
 }
 

@@ -1,0 +1,100 @@
+"""`fxquant::x86_attention`: softmax(q·kᵀ·scale + mask)·v in float32, read and written as the linears around it do.
+
+Query, key and value keep their places in memory: no transposes, also where they are column ranges of one tensor.
+csrc/attention.h computes it; the implementation here says what it means and runs anywhere.
+"""
+
+import torch
+from torch import Tensor
+
+from fxquant.kernels.library import define
+
+
+def attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    mask: Tensor | None,
+    offsets: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    causal: bool,
+) -> Tensor:
+    """Return softmax(q·kᵀ·scale + mask)·v, (B, Sq, heads·D) float32, contiguous.
+
+    Args:
+        q: (B, Sq, heads·D) or (B, Sq, heads, D); without k and v merged, (B, S, (heads + 2·kv_heads)·D), the columns of
+            query, key and value in that order.
+        k: (B, Sk, kv_heads·D) or (B, Sk, kv_heads, D). Query head h reads key head h·kv_heads // heads.
+        v: as k.
+        mask: bool (B, Sk), true where a key takes part; or, broadcast to (B, heads, Sq, Sk), bool (true: takes part)
+            or float32, added to the scores.
+        offsets: integers (n + 1,), rising from 0 to S: then B is 1, tokens offsets[i]:offsets[i + 1] are a sequence of
+            their own, and there is no mask.
+        heads: the number of query heads.
+        kv_heads: the number of key and value heads.
+        scale: what the products of query and key are multiplied with.
+        causal: query i sees keys j ≤ i of its sequence.
+
+    A query that sees no key gets zeros.
+    """
+    q, k, v = _apart(q, k, v, heads, kv_heads)
+    if offsets is None:
+        return _attend(q, k, v, mask, scale, causal).flatten(2).contiguous()
+    parts = (x.tensor_split(offsets[1:-1].long(), 1) for x in (q, k, v))
+    apart = [_attend(qi, ki, vi, None, scale, causal) for qi, ki, vi in zip(*parts, strict=True)]
+    return torch.cat(apart, 1).flatten(2).contiguous()
+
+
+def _apart(q: Tensor, k: Tensor | None, v: Tensor | None, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query, key and value as (B, S, heads, D)."""
+    if k is None or v is None:
+        together, end = _heads(q, heads + 2 * kv_heads), heads + kv_heads
+        return together[:, :, :heads], together[:, :, heads:end], together[:, :, end:]
+    return _heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x if x.ndim == 4 else x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
+    """Return attention (B, Sq, heads, D) of q, k and v (B, S, heads, D)."""
+    group = q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(group, 2) for x in (k, v))
+    scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float()) * scale
+    nothing = scores.new_full((), -torch.inf)
+    if causal:
+        scores = torch.where(torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), scores, nothing)
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None]
+    if mask is not None:
+        scores = torch.where(mask, scores, nothing) if mask.dtype is torch.bool else scores + mask
+    sees = (scores != nothing).any(-1, keepdim=True)
+    weights = torch.where(sees, scores.softmax(-1), 0.0)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, v.float())
+
+
+def _fake(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    mask: Tensor | None,
+    offsets: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    causal: bool,
+) -> Tensor:
+    merged, apart = heads + 2 * kv_heads, q.ndim == 4
+    width = q.shape[3] * heads if apart else q.shape[2] if k is not None else q.shape[2] // merged * heads
+    return q.new_empty((q.shape[0], q.shape[1], width), dtype=torch.float32)
+
+
+define(
+    "x86_attention(Tensor q, Tensor? k, Tensor? v, Tensor? mask, Tensor? offsets, int heads, int kv_heads, "
+    "float scale, bool causal) -> Tensor",
+    attention,
+    _fake,
+)

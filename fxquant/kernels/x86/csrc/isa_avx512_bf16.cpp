@@ -1,0 +1,41 @@
+// AVX-512 BF16: vdpbf16ps takes two bfloat16 products a lane into float32. Attention only; the rest is AVX-512 VNNI's.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <immintrin.h>
+
+#include <initializer_list>
+#include <vector>
+
+#include "core.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
+#endif
+
+namespace fxq {
+namespace avx512_bf16_impl {
+
+#include "vec512.h"
+
+#include "lanes512.h"
+
+#include "factors_bf16.h"
+
+#include "attention.h"
+
+}  // namespace avx512_bf16_impl
+
+void attention_avx512_bf16(const Attention& op, std::atomic<int64_t>& next) { avx512_bf16_impl::attention(op, next); }
+
+}  // namespace fxq
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,1 @@
+"""Understanding attention masks: what a mask's subgraph says of each query and key, read off its structure."""

@@ -1,0 +1,183 @@
+"""Masks of four dimensions that say less than they could: nothing at all, causal, or which keys are padding.
+
+Models build a mask [B, 1, Sq, Sk] by index arithmetic even where no token is padding, and causality never arrives as
+a flag. `passes.masks` reads the arithmetic as a condition on (batch, query, key), for every size; where that is
+
+    always                      the mask goes
+    key ≤ query                 becomes the flag `causal`
+    an element of (batch, key)  becomes a mask [B, Sk], whose dead keys the kernel leaves out
+    the last two at once        become both
+
+and any other mask stays. A float mask that adds 0 to a key or hides it by −1e4 or less counts as such a condition: for
+a query of which it hides every key the result is then zeros, as for a boolean mask, and not the mean of the hidden.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from fxquant.graph import edit
+from fxquant.graph.edit import TensorInfo
+from fxquant.passes.masks.arithmetic import ARITHMETIC, shown
+from fxquant.passes.masks.axes import AXES
+from fxquant.passes.masks.conditions import CONDITIONS
+from fxquant.passes.masks.reader import Reader, rank
+from fxquant.passes.masks.terms import All, Condition, Element, NotNegative, as_condition, index, moved
+
+aten = torch.ops.aten
+ATTENTION = torch.ops.fxquant.x86_attention.default
+SDPA = aten.scaled_dot_product_attention.default
+BATCH, QUERY, KEY = 0, 2, 3
+MEANINGS = {**AXES, **CONDITIONS, **ARITHMETIC}
+CAUSAL = NotNegative(index(QUERY).plus(index(KEY), -1))
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a mask says: whether keys after the query are hidden, and where it is true that a key takes part."""
+
+    causal: bool
+    padding: Element | None
+
+
+@dataclass(frozen=True)
+class SimplifyMasks:
+    """Give attention the smallest mask that means the same; what a mask that stays depends on is marked on it."""
+
+    name: ClassVar[str] = "simplify_masks"
+    after: ClassVar[tuple[str, ...]] = ("lower", "fuse_attention")
+
+    def apply(self, gm: fx.GraphModule) -> int:
+        """Return how many attentions were given a smaller mask."""
+        reader, made, count = Reader(gm, MEANINGS), dict[Any, fx.Node](), 0
+        for node in list(gm.graph.nodes):
+            if node.target not in (ATTENTION, SDPA) or not isinstance(node.args[3], fx.Node):
+                continue
+            if node.target is ATTENTION and rank(node.args[3]) != 4:  # a mask of padding already
+                continue
+            meaning = meaning_of(reader, node.args[3])
+            kept = meaning if isinstance(meaning, str) else _give(node, meaning, made)
+            edit.mark(node, mask=kept)
+            count += kept is None
+        edit.sweep(gm)
+        return count
+
+
+def meaning_of(reader: Reader, mask: fx.Node) -> Meaning | str:
+    """Return what a mask says, or what it depends on beside causality and padding."""
+    condition = _condition(reader, mask)
+    if not isinstance(condition, All):
+        return f"%{mask} adds other numbers than 0 and those that hide a key, or is no condition that is known"
+    paddings = [part for part in condition.parts if isinstance(part, Element)]
+    others = condition.parts - {CAUSAL, *paddings}
+    if others or len(paddings) > 1:
+        return f"%{mask} depends on more than the order of query and key and one padding mask"
+    padding = paddings[0] if paddings else None
+    if padding is not None and [each for each in padding.places if each.factors] not in ([_B, _K], [_K]):
+        return f"%{mask} depends on %{padding.node} by more than batch and key"
+    return Meaning(CAUSAL in condition.parts, padding)
+
+
+_B, _K = index(BATCH), index(KEY)
+
+
+def _condition(reader: Reader, mask: fx.Node) -> Condition | None:
+    """Return where a mask lets a key take part, over (batch, head, query, key)."""
+    term, known = reader.read(mask), edit.info(mask)
+    term = None if term is None else moved(term, lambda axis: index(axis + 4 - rank(mask)))
+    if term is None or known is None:
+        return None
+    return as_condition(term) if known.dtype is torch.bool else shown(term)
+
+
+def _give(node: fx.Node, meaning: Meaning, made: dict[Any, fx.Node]) -> str | None:
+    """Give an attention the mask that it needs, or return why it keeps its own."""
+    if node.target is SDPA and meaning.causal and meaning.padding is not None:
+        return "causal and padding: aten.scaled_dot_product_attention takes one of both"
+    padding = None
+    if meaning.padding is not None:
+        sizes = [_size_of(*place) for place in _sizes(node)]
+        key = (meaning.padding, *(sizes if None not in sizes else node.args[3:4]))
+        if key not in made:
+            made[key] = _padding_mask(node, meaning.padding)
+        padding = made[key]
+    if node.target is SDPA and padding is not None:
+        padding = _unsqueezed(node, padding, 1, 1)
+    node.update_arg(3, padding)
+    if meaning.causal:
+        node.update_arg(8 if node.target is ATTENTION else 5, True)
+    return None
+
+
+def _sizes(node: fx.Node) -> tuple[tuple[fx.Node, int], tuple[fx.Node, int]]:
+    """Return a tensor and axis whose size is the batch's, and one for the number of keys."""
+    query, key = node.args[0], node.args[1] or node.args[0]
+    assert isinstance(query, fx.Node) and isinstance(key, fx.Node)
+    return (query, 0), (key, 1 if node.target is ATTENTION else 2)
+
+
+def _padding_mask(node: fx.Node, padding: Element) -> fx.Node:
+    """Insert what makes a boolean mask [B, Sk] of the element's tensor, of which it may use a part."""
+    mask, cut = padding.node, 0
+    for axis, place in enumerate(padding.places):
+        if not place.factors:
+            mask = _call(node, aten.select.int, mask, axis - cut, place.constant)
+            cut += 1
+    if len(padding.places) - cut == 1:
+        mask = _unsqueezed(node, mask, 0)
+    else:
+        mask = _cut(node, mask, 0, padding.node, padding.places.index(_B), *_sizes(node)[0])
+    mask = _cut(node, mask, 1, padding.node, padding.places.index(_K), *_sizes(node)[1])
+    known = edit.info(padding.node)
+    if known is not None and known.dtype is not torch.bool:
+        return _call(node, aten.eq.Scalar if padding.zero else aten.ne.Scalar, mask, 0)
+    return _call(node, aten.logical_not.default, mask) if padding.zero else mask
+
+
+def _cut(node: fx.Node, mask: fx.Node, axis: int, source: fx.Node, along: int, other: fx.Node, of: int) -> fx.Node:
+    """Cut an axis of the mask to the size of another tensor's, unless the graph shows them to be the same."""
+    size = _size_of(other, of)
+    if size is not None and size == _size_of(source, along):
+        return mask
+    known = [each for each in node.graph.find_nodes(op="call_function", target=aten.sym_size.int) if each < node]
+    found = [each for each in known if size is not None and _expression(each.meta.get("val")) == size]
+    end = found[0] if found else _call(node, aten.sym_size.int, other, of)
+    return _call(node, aten.slice.Tensor, mask, axis, 0, end, 1)
+
+
+def _size_of(node: fx.Node, axis: int) -> Any:
+    """Return a size as a number or an expression of the graph's symbols; None where these are not known."""
+    value = node.meta.get("val")
+    return _expression(value.shape[axis]) if isinstance(value, torch.Tensor) else None
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def _unsqueezed(node: fx.Node, mask: fx.Node, *axes: int) -> fx.Node:
+    for axis in axes:
+        mask = _call(node, aten.unsqueeze.default, mask, axis)
+    return mask
+
+
+def _call(node: fx.Node, target: Any, *args: Any) -> fx.Node:
+    with node.graph.inserting_before(node):
+        return edit.call(node.graph, target, args, like=node, value=_info(target, args))
+
+
+def _info(target: Any, args: tuple[Any, ...]) -> TensorInfo | None:
+    """Return what is known of the result of an op on a mask."""
+    known = edit.info(args[0])
+    if known is None or target is aten.sym_size.int:
+        return None
+    shape, dynamic = list(known.shape), list(known.dynamic)
+    if target is aten.unsqueeze.default:
+        shape.insert(args[1], 1)
+        dynamic.insert(args[1], False)
+    elif target is aten.select.int:
+        del shape[args[1]], dynamic[args[1]]
+    dtype = known.dtype if target in (aten.slice.Tensor, aten.select.int, aten.unsqueeze.default) else torch.bool
+    return TensorInfo(dtype, tuple(shape), tuple(dynamic))

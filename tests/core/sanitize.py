@@ -1,0 +1,32 @@
+"""Build the C++ core without torch under AddressSanitizer and UndefinedBehaviorSanitizer, and run it on odd shapes.
+
+    python tests/core/sanitize.py
+
+Takes about a minute. It prints a line for each instruction set, and stops with the sanitizer's report at the first
+access outside of a buffer or undefined operation.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CORE = HERE.parents[1] / "fxquant" / "kernels" / "x86" / "csrc"
+FLAGS = ["-std=c++20", "-O2", "-g", "-Wno-psabi", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+
+
+def main() -> int:
+    """Return the exit code of the compiler, or of the program."""
+    sources = [path for path in sorted(CORE.glob("*.cpp")) if not path.name.startswith("binding")]
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "exercise"
+        compiler = os.environ.get("CXX", "c++")
+        build = [compiler, *FLAGS, "-fno-sanitize-recover=all", f"-I{CORE}", HERE / "exercise.cpp", *sources]
+        code = subprocess.run([*build, "-pthread", "-o", program], check=False).returncode
+        return code or subprocess.run([program], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
