@@ -106,7 +106,8 @@ def test_weights_that_integer_kernels_do_not_take_need_float_activations(backend
 
 
 def test_groups_are_those_of_constants():
-    recipe = Recipe(base="static", specs={"activation": {"granularity": "per-group", "dynamic": False}})
+    changes = {"granularity": "per-group", "dynamic": False, "observer": "minmax"}
+    recipe = Recipe(base="static", specs={"activation": changes})
     gm = annotated(Feed(), X, recipe=recipe)
     assert claims(gm) == []
     assert reasons(gm)["linear"]["code"] == Reason.LIMIT
