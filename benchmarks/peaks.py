@@ -83,17 +83,22 @@ class Peaks:
 
 def measure_peaks(threads: int) -> Peaks | str:
     """Return the peaks of so many threads at once, or in words why there are none."""
+    found = compiled_figures(SOURCE, str(threads))
+    return f"peaks {found}" if isinstance(found, str) else Peaks(*found)
+
+
+def compiled_figures(code: str, *arguments: str) -> list[float] | str:
+    """Return the numbers that a C++ program prints, compiled for this CPU, or in words why there are none."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
-        return "peaks not measured: there is no C++ compiler"
+        return "not measured: there is no C++ compiler"
     with tempfile.TemporaryDirectory() as folder:
-        source, program = Path(folder) / "peaks.cpp", Path(folder) / "peaks"
-        source.write_text(SOURCE)
+        source, program = Path(folder) / "loops.cpp", Path(folder) / "loops"
+        source.write_text(code)
         command = [compiler, "-O2", "-march=native", "-std=c++17", "-pthread", str(source), "-o", str(program)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
-            run = subprocess.run([program, str(threads)], check=True, capture_output=True, text=True)
+            run = subprocess.run([program, *arguments], check=True, capture_output=True, text=True)
         except subprocess.CalledProcessError as error:
-            return f"peaks not measured: {(error.stderr.splitlines() or [str(error)])[0][:100]}"
-    int8, float32 = map(float, run.stdout.split())
-    return Peaks(int8, float32)
+            return f"not measured: {(error.stderr.splitlines() or [str(error)])[0][:100]}"
+    return list(map(float, run.stdout.split()))

@@ -86,27 +86,33 @@ def test_without_the_model_a_benchmark_says_what_to_install(script, monkeypatch)
         common.load_model(None)
 
 
-def test_weight_only_kernels_are_timed_against_others(script, capsys):
-    module = script("weight_only_kernels")
-    module.FILL = 1 << 16
-    module.main(["--threads", "1", "--rounds", "1", "--rows", "1", "3", "--size", "64", "96"])
+def test_weight_only_kernels_are_timed_against_others(script, capsys, monkeypatch):
+    own = script("weight_only_candidates")
+    monkeypatch.setattr(own, "FILL", 1 << 16)
+    monkeypatch.setattr(script("memory"), "SOURCE", 'int main() { __builtin_printf("1e9"); }')
+    script("weight_only_kernels").main(["--threads", "1", "--rounds", "1", "--rows", "1", "3", "--size", "64", "96"])
     out = capsys.readouterr().out
-    for name in (module.FLOAT, module.ONEDNN, module.TORCH, *module.SPECS):
-        assert len(re.findall(rf"^ +64 +96 +[13]  {re.escape(name)} +(?:\d+\.\d+ *){{4}}$", out, re.MULTILINE)) == 2, (
-            out
-        )
+    assert "a plain read of memory: 1.0 GB/s" in out
+    for name in (own.FLOAT, own.ONEDNN, own.HALF, own.TORCH_INT8, own.TORCH_INT4, *own.SPECS):
+        row = rf"^ +64 +96 +[13]  {re.escape(name)} +(?:\d+\.\d+ *){{5}}$"
+        assert len(re.findall(row, out, re.MULTILINE)) == 2, out
 
 
-def test_weight_only_kernels_compare_one_product(script):
-    module = script("weight_only_kernels")
-    module.FILL = 1
+def test_weight_only_kernels_compare_one_product(script, monkeypatch):
+    own = script("weight_only_candidates")
+    monkeypatch.setattr(own, "FILL", 1)
     torch.manual_seed(0)
     x, weight = torch.randn(2, 128), torch.randn(64, 128) / 128**0.5
-    for multiply, (first, *_), _ in (module.onednn(weight), module.torch_int4(weight)):
-        assert torch.nn.functional.cosine_similarity(multiply(x, first), x @ weight.t()).min() > 0.98
-    for spec in module.SPECS.values():
-        multiply, (first, *_), _ = module.ours(weight, spec)
-        assert torch.nn.functional.cosine_similarity(multiply(x, first), x @ weight.t()).min() > 0.98
+    monkeypatch.setattr(torch, "randn", lambda *_: weight * 128**0.5)
+    for name, (multiply, (first, *_), _, dtype) in own.candidates(128, 64).items():
+        near = torch.nn.functional.cosine_similarity(multiply(x.to(dtype), first).float(), x @ weight.t())
+        assert near.min() > 0.98, name
+
+
+def test_reading_memory_is_measured(script):
+    memory = script("memory")
+    assert 1e8 < memory.measure_reading(1) < 1e13
+    assert memory.compiled_figures("no program").startswith("not measured: ")
 
 
 def test_scaling_times_every_stage(script, tiny, capsys):

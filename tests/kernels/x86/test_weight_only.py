@@ -19,9 +19,9 @@ op = torch.ops.fxquant.x86_packed_linear_weight_only
 ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "silu"]
 examples = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 batches = st.sampled_from([(), (0,), (1,), (2,), (5,), (6,), (7,), (3, 4), (50,)])
-depths = st.sampled_from([1, 2, 3, 4, 7, 8, 9, 31, 33, 64, 70])
-columns = st.sampled_from([1, 3, 63, 64, 65, 130])
-groups = st.sampled_from([None, "tensor", 1, 3, 8, 32, 100])
+depths = st.sampled_from([0, 1, 2, 3, 4, 7, 8, 9, 31, 33, 64, 70, 172])
+columns = st.sampled_from([0, 1, 3, 63, 64, 65, 130])
+groups = st.sampled_from([None, "tensor", 1, 3, 8, 32, 64, 100, 128])
 KINDS = [(dtype, symmetric) for dtype in ("int4", "uint4", "int8", "uint8") for symmetric in (True, False)]
 
 

@@ -1,5 +1,5 @@
 // The torch op of linears with float activations and packed weights of 8 or 4 bits: checks and the split of the work.
-#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -48,12 +48,16 @@ fxq::WeightOnly shape_of(const Tensor& x, const Tensor& packed, const Tensor& sc
 // Fill every group of x up to whole steps of weights, with zeros.
 Tensor padded(const Tensor& x, fxq::WeightOnly& op) {
   const int64_t step = depths(op);
-  if (!op.k || (op.k % step == 0 && op.group % step == 0)) return x;
-  const int64_t width = (op.group + step - 1) / step * step;
-  const Tensor whole = at::constant_pad_nd(x, {0, op.groups * op.group - op.k}).reshape({-1, op.groups, op.group});
-  op.k = op.groups * width;
-  const Tensor y = at::constant_pad_nd(whole, {0, width - op.group}).reshape({-1, op.k});
+  if (op.k % step == 0 && (op.group % step == 0 || op.groups <= 1)) return x;
+  const int64_t width = (op.group + step - 1) / step * step, k = op.k, rows = x.numel() / k;
+  const Tensor y = at::empty({rows, op.groups * width}, x.options());
+  const float* from = x.const_data_ptr<float>();
+  float* to = y.data_ptr<float>();
+  for (int64_t r = 0; r < rows; ++r, from += k)
+    for (int64_t g = 0; g < op.groups; ++g, to += width)
+      std::fill(std::copy(from + g * op.group, from + std::min((g + 1) * op.group, k), to), to + width, 0.0f);
   op.group = width;
+  op.k = op.groups * width;
   return y;
 }
 
@@ -79,8 +83,8 @@ Tensor linear_weight_only(const Tensor& x_, const Tensor& packed, const Tensor& 
   const auto run = [&](int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
     for (int64_t r = row; r < row_end; r += chunk) kernels.weight_only(op, r, std::min(r + chunk, row_end), block, block_end);
   };
-  // A float multiply-accumulate takes the time of four of integers.
-  const int64_t threads = rows * columns * op.k < fxq::kSerial / 4 ? 1 : at::get_num_threads();
+  // A float multiply-accumulate takes the time of four of integers, and one row waits for memory besides.
+  const int64_t threads = rows * columns * op.k < fxq::kSerial / 8 ? 1 : at::get_num_threads();
   // By columns each weight is unpacked by one thread only; by rows where the columns cannot be shared out evenly.
   if (blocks % threads && blocks < 8 * threads && rows >= kShare * threads) {
     fxq::over(threads, rows, [&](int64_t a, int64_t b) { run(a, b, 0, blocks); });
