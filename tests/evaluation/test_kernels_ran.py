@@ -92,6 +92,22 @@ def test_a_weight_only_linear_multiplies_floats():
     assert describe_kernels(ran).startswith("5 × fxquant::x86_packed_linear_weight_only")
 
 
+@pytest.mark.parametrize("recipe", ["weight-only", "weight-only-int4"])
+def test_every_weight_only_linear_leaves_a_trace(recipe):
+    if not native.available():
+        pytest.skip("without compiled kernels torch multiplies dequantized weights")
+    model, inputs = bert()
+    graph = fxq.quantize(model, inputs, backend="x86", recipe=recipe)
+    ran = kernels_that_ran(lambda: graph(**inputs))
+    rows = [row for row in fxq.ledger(graph).rows if row.family == "linear"]
+    assert {row.kernel for row in rows} == {"fxquant.x86_packed_linear_weight_only"}
+    kernels = sum("x86_packed_linear_weight_only" in str(node.target) for node in graph.graph.nodes)
+    assert 2 < kernels < len(rows), "query, key and value are one"
+    assert float_products(ran)["fxquant::x86_packed_linear_weight_only"] == kernels
+    assert not integer_products(ran)
+    assert "aten::linear" not in ran
+
+
 def test_the_same_op_on_a_machine_without_compiler_is_not():
     ran = Counter({"fxquant::x86_packed_linear_int8": 5, "fxquant::x86_packed_linear_int8 > aten::matmul": 5})
     assert not integer_products(ran)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from golden import check_golden
 from torch import nn
+from torch.nn import functional
 
 import fxquant as fxq
 from fxquant.graph import edit
@@ -89,6 +90,44 @@ def test_near_miss_merges_only_the_rest(case):
     gm.recompile()
     assert len(linears(gm)) == 2
     assert all(torch.equal(y, wanted) for y, wanted in zip(gm(x(1)), expected, strict=True))
+
+
+class Gate(nn.Module):
+    """Linears of one input, each followed by an activation or by none; none of them fills its last block."""
+
+    def __init__(self, *activations, bias=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.activations = activations
+        self.parts = nn.ModuleList(nn.Linear(8, 60 + 50 * index, bias=bias) for index in range(len(activations)))
+
+    def forward(self, x):
+        return tuple(after(part(x)) for after, part in zip(self.activations, self.parts, strict=True))
+
+
+GATES = {
+    "gate and up": (1, Gate(functional.silu, nn.Identity())),
+    "up and gate with biases": (1, Gate(nn.Identity(), functional.gelu, bias=True)),
+    "no activation": (1, Gate(nn.Identity(), nn.Identity(), nn.Identity(), bias=True)),
+    "the same activation": (1, Gate(torch.relu, torch.relu)),
+    "two activations": (2, Gate(functional.silu, nn.Identity(), torch.relu)),
+}
+
+
+@pytest.mark.parametrize("recipe", ["weight-only", "weight-only-int4"])
+@pytest.mark.parametrize("case", GATES)
+def test_weight_only_kernels_of_any_width_and_activation(case, recipe):
+    left, model = GATES[case]
+    gm = unmerged(model, recipe=recipe)
+    if "columns" not in [argument.name for argument in linears(gm)[0].target._schema.arguments]:
+        pytest.skip("the C++ kernels are not available")
+    expected, rows = gm(x(1)), fxq.ledger(gm).rows
+    assert MergeLinears().apply(gm) == len(expected) - left
+    gm.recompile()
+    assert len(linears(gm)) == left
+    for y, wanted in zip(gm(x(1)), expected, strict=True):
+        assert torch.equal(y, wanted)
+    assert sorted(row.module_path for row in fxq.ledger(gm).rows) == sorted(row.module_path for row in rows)
 
 
 def test_other_inputs_are_left_apart():

@@ -64,7 +64,9 @@ def emit_weight_only(site: Site) -> fx.Node | str:
     n, k = _shape(weight.quantized)
     tail = (site.float_value("bias"), site.float_value("residual"), activation_of(site))
     values = (site.read("x").value, *_weight_in_columns(site, weight), *tail)
-    return site.emit(ops.x86_packed_linear_weight_only.default, *values, n, weight_only.group_size(weight.spec, k))
+    return site.emit(
+        ops.x86_packed_linear_weight_only.default, *values, n, weight_only.group_size(weight.spec, k), None
+    )
 
 
 @emitter("x86", "embedding_int8", serves=("embedding",), needs=("weight",))

@@ -89,13 +89,20 @@ def packed_linear_weight_only(
     activation: str,
     columns: int,
     group_size: int,
+    activated: int | None = None,
 ) -> Tensor:
-    """Return activation(x·(S·(q − Z))ᵀ + bias) + residual, (…, N) float32, for x (…, K); N is `columns`."""
+    """Return activation(x·(S·(q − Z))ᵀ + bias) + residual, (…, N) float32, for x (…, K); N is `columns`.
+
+    Where `activated` is given, the first so many columns, a multiple of 64, have the activation, and the others none.
+    """
     codes = unpack(packed, columns, x.shape[-1], group_size)
     scale = _rows(weight_scale, columns)
     zero_point = torch.tensor(0) if weight_zero_point is None else _rows(weight_zero_point, columns)
     qparams = QParams(scale, zero_point, None, group_size)
-    return finish(functional.linear(x.float(), dequantize(codes, qparams), bias), activation, residual)
+    y = functional.linear(x.float(), dequantize(codes, qparams), bias)
+    if activated is not None:
+        y = torch.cat((finish(y[..., :activated], activation, None), y[..., activated:]), dim=-1)
+    return finish(y, activation if activated is None else "none", residual)
 
 
 def _fake_packed(
@@ -108,6 +115,7 @@ def _fake_packed(
     activation: str,
     columns: int,
     group_size: int,
+    activated: int | None = None,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], columns), dtype=torch.float32)
 
@@ -136,7 +144,8 @@ def embedding_int8(weight: Tensor, weight_scale: Tensor, indices: Tensor) -> Ten
 
 define(
     "x86_packed_linear_weight_only(Tensor x, Tensor packed, Tensor weight_scale, Tensor? weight_zero_point, "
-    "Tensor? bias, Tensor? residual, str activation, int columns, int group_size) -> Tensor",
+    "Tensor? bias, Tensor? residual, str activation, int columns, int group_size, "
+    "int? activated=None) -> Tensor",
     packed_linear_weight_only,
     _fake_packed,
 )

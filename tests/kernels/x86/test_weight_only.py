@@ -185,6 +185,21 @@ def test_nan_and_infinities_are_those_of_torch(each_isa, dtype, symmetric):
     assert y[5:].isfinite().all()
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activation_of_the_first_columns(each_isa, activation):
+    (packed, scale, zero_point), shape, _ = layer(130, 24, spec_of("int4", False, 8))
+    x, bias, residual = torch.randn(7, 24), torch.randn(130), torch.randn(7, 130)
+    weight = (packed, scale, zero_point)
+    with_it, without = run(x, weight, shape, bias, residual, activation), run(x, weight, shape, bias, residual)
+    for some in (0, 64, 128, 192):
+        expected = torch.cat((with_it[:, :some], without[:, some:]), 1)
+        arguments = (x, *weight, bias, residual, activation, *shape, some)
+        assert torch.equal(op(*arguments), expected)
+        torch.testing.assert_close(weight_only.packed_linear_weight_only(*arguments), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(RuntimeError, match=r"the first 60 columns have an activation, which are no whole blocks of 64"):
+        op(x, *weight, bias, residual, activation, *shape, 60)
+
+
 def test_strided_activations(each_isa):
     packed, shape, _ = layer(20, 24, spec_of("int4", False, 8))
     for x in (torch.randn(24, 50).t(), torch.randn(5, 6, 48)[:, ::2, ::2], torch.randn(24).expand(4, 24)):

@@ -64,10 +64,13 @@ Tensor padded(const Tensor& x, fxq::WeightOnly& op) {
 Tensor linear_weight_only(const Tensor& x_, const Tensor& packed, const Tensor& weight_scale,
                           const optional<Tensor>& weight_zero_point, const optional<Tensor>& bias_,
                           const optional<Tensor>& residual_, std::string_view activation, int64_t columns,
-                          int64_t group_size) {
+                          int64_t group_size, optional<int64_t> activated) {
   fxq::WeightOnly op = shape_of(x_, packed, weight_scale, weight_zero_point, columns, group_size);
   Tensor y = fxq::output_like(x_, columns, at::kFloat);
   op.activation = fxq::activation_of(activation);
+  op.activated = activated.value_or(columns);
+  TORCH_CHECK(op.activated >= columns || op.activated % fxq::kColumns == 0, "fxquant: the first ", op.activated,
+              " columns have an activation, which are no whole blocks of ", fxq::kColumns);
   if (!y.numel()) return y;
   const auto bias = fxq::contiguous(bias_), residual = fxq::expanded(residual_, y);
   TORCH_CHECK(!bias || bias->numel() == columns, "fxquant: the bias is not one value for each of ", columns, " columns");

@@ -73,7 +73,8 @@ struct WeightOnly {
   const float* bias;         // or null
   const float* residual;     // [rows][n], or null
   Activation activation;
-  float* y;  // [rows][n]
+  int64_t activated;  // the first so many columns, whole blocks of them, have the activation; the others none
+  float* y;           // [rows][n]
 };
 
 // softmax(q·kᵀ·scale + mask)·v. Strides are in elements; the features of a head are contiguous.

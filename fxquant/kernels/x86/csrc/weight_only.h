@@ -184,7 +184,7 @@ inline void weight_only_finish(const WeightOnly& op, int64_t row, int64_t rows, 
 }
 
 inline void weight_only_finish(const WeightOnly& op, int64_t row, int64_t rows, int64_t block, float* sum) {
-  switch (op.activation) {
+  switch (block * kColumns < op.activated ? op.activation : Activation::none) {
     case Activation::none: return weight_only_finish<Activation::none>(op, row, rows, block, sum);
     case Activation::relu: return weight_only_finish<Activation::relu>(op, row, rows, block, sum);
     case Activation::gelu: return weight_only_finish<Activation::gelu>(op, row, rows, block, sum);
