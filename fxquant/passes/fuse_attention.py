@@ -35,7 +35,7 @@ class FuseAttention:
     """
 
     name: ClassVar[str] = "fuse_attention"
-    after: ClassVar[tuple[str, ...]] = ("lower", "merge_linears")
+    after: ClassVar[tuple[str, ...]] = ("lower", "merge_linears", "sink_quantize")
 
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many attentions became the kernel."""

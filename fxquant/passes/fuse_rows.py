@@ -27,7 +27,7 @@ class FuseRows:
     """Replace every region of two or more row-local ops on the same rows by one `x86_row_program`."""
 
     name: ClassVar[str] = "fuse_rows"
-    after: ClassVar[tuple[str, ...]] = ("lower", "unpad")
+    after: ClassVar[tuple[str, ...]] = ("lower", "sink_quantize", "unpad")
 
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many ops were fused into others; without compiled kernels, which alone gain by it, none is."""

@@ -6,11 +6,13 @@ from fxquant.passes.fuse_attention import FuseAttention
 from fxquant.passes.fuse_rows import FuseRows
 from fxquant.passes.merge_linears import MergeLinears
 from fxquant.passes.simplify_masks import SimplifyMasks
+from fxquant.passes.sink_quantize import SinkQuantize
 from fxquant.passes.unpad import Unpad
 from fxquant.registry import Registry
 
 LOWERING: Registry[Pass] = Registry("lowering pass")
 LOWERING.add("merge_linears", MergeLinears())
+LOWERING.add("sink_quantize", SinkQuantize())
 LOWERING.add("fuse_attention", FuseAttention())
 LOWERING.add("simplify_masks", SimplifyMasks())
 LOWERING.add("unpad", Unpad())

@@ -1,6 +1,7 @@
 """Where packed tokens leave their region: who reads them, and what they then need in the place of padding.
 
-A reader is served if it asks for places one by one, or if what it takes from padding is zero in the padded graph, too.
+A reader is served if it asks for places one by one, or if what it reads is zero at padding in the padded graph, too, so
+that it may do with it what it likes.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
+from fxquant.ops.shape import MOVES_VALUES
 from fxquant.passes.token_rules import token_operands
 
 aten = torch.ops.aten
@@ -28,20 +30,22 @@ class Exit(StrEnum):
 
 
 def exit_of(user: fx.Node, value: fx.Node, axis: int, mask: fx.Node) -> Exit | None:
-    """Return how `user` is served with `value`, whose tokens lie along `axis`; None if padding matters to it."""
+    """Return how `user` is served with `value`, whose tokens lie along `axis`; None if padding matters to it.
+
+    A value that is its own reader is one whose tokens do not lie along one axis.
+    """
+    if user is value:
+        return None
     if user.op == "output":
         return Exit.UNPACK
     target: Any = user.target
     if target is aten.sym_size.int:
         return Exit.SIZE if user.args[1] in (0, axis) else None
-    if target in PICKING:
-        picked = user.args[0] is value and PICKING[target](user, axis)
-        return (Exit.SELECT if target is aten.select.int and axis == 1 else Exit.UNPACK) if picked else None
-    if target in (aten.sum.dim_IntList, aten.mean.dim):
-        return Exit.UNPACK if is_zero_at_padding(value, axis, mask) else None
-    if target is ATTENTION:  # another sequence attends to this one
-        return Exit.UNPACK if user.args[3] is mask and user.args[0] is not value else None
-    return None
+    if target in PICKING and user.args[0] is value and PICKING[target](user, axis):
+        return Exit.SELECT if target is aten.select.int and axis == 1 else Exit.UNPACK
+    # Another sequence may attend to this one: it leaves padding out.
+    attends = target is ATTENTION and user.args[3] is mask and user.args[0] is not value
+    return Exit.UNPACK if attends or is_zero_at_padding(value, axis, mask) else None
 
 
 def _named(user: fx.Node, axis: int) -> bool:
@@ -89,7 +93,7 @@ def is_zero_at_padding(node: fx.Node, axis: int, mask: fx.Node) -> bool:
     def zero(operand: Any) -> bool:
         return operand in uses and is_zero_at_padding(operand, uses[operand], mask)
 
-    if node.target in (aten.to.dtype, aten.unsqueeze.default, aten.expand.default):
+    if node.target is aten.to.dtype or node.target in MOVES_VALUES:
         return zero(node.args[0])
     if node.target is aten.mul.Tensor:
         return any(map(zero, node.args))

@@ -41,6 +41,9 @@ class _Grown:
 
 def find_region(mask: fx.Node, attentions: list[fx.Node]) -> Region | str:
     """Return the region of the attentions with one mask, or why there is none."""
+    known = edit.info(mask)
+    if known is not None and known.shape == (1, 1) and not any(known.dynamic):
+        return f"the mask {mask.name} is of one place alone, whatever the batch"
     later = dependents(attentions)
     barred: set[fx.Node] = set()
     while True:
@@ -121,7 +124,7 @@ def _grow(mask: fx.Node, attentions: list[fx.Node], barred: set[fx.Node]) -> _Gr
             else:
                 grown.entries.setdefault(use, []).append(node)
         for user in node.users:
-            found = None if user in barred else _found(user, node, axis, attentions)
+            found = None if user in barred else _found(user, Use(node, axis), mask, attentions)
             if found is None:
                 grown.leaving.append((user, node))
             else:
@@ -135,11 +138,13 @@ def _uses(node: fx.Node, axis: int, attentions: list[fx.Node]) -> tuple[Use, ...
     return token_operands(node, axis) or ()
 
 
-def _found(user: fx.Node, node: fx.Node, axis: int, attentions: list[fx.Node]) -> int | None:
-    """Return where the tokens of `node` lie in the result of its reader, if that treats each by itself."""
+def _found(user: fx.Node, read: Use, mask: fx.Node, attentions: list[fx.Node]) -> int | None:
+    """Return where the tokens that a reader is given lie in its result, if it treats each by itself."""
     if user in attentions:
-        return 1 if axis == 1 else None
-    return result_axis(user, node, axis)
+        return 1 if read.axis == 1 else None
+    found = result_axis(user, read.value, read.axis)
+    repeats = found is not None and edit.info(user) is not None and not _fits(Use(user, found), mask)
+    return None if repeats else found
 
 
 def _joins(use: Use, mask: fx.Node, barred: set[fx.Node]) -> bool:

@@ -95,8 +95,8 @@ void attentions(const Isa& isa, int64_t queries, int64_t keys, int64_t d, bool c
   op.block_rows = (queries + 1) / 2;
   op.blocks = (queries + op.block_rows - 1) / op.block_rows;
   op.tasks = heads * op.blocks;
-  std::atomic<int64_t> next{0};
-  isa.attention(op, next);
+  Tasks tasks(op.tasks, 2);
+  isa.attention(op, tasks, 1);
 }
 
 // x → linear → norm → linear with residual, on blocks of rows and by a team of two.

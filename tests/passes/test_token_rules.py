@@ -6,7 +6,7 @@ from graphs import Call
 
 import fxquant as fxq
 from fxquant.passes.canonicalize import CANONICAL
-from fxquant.passes.token_exits import is_zero_at_padding
+from fxquant.passes.token_exits import Exit, exit_of, is_zero_at_padding
 from fxquant.passes.token_rules import result_axis, token_operands
 from fxquant.passes.token_shapes import resize
 from fxquant.passes.token_views import Use
@@ -148,6 +148,10 @@ def test_an_operand_without_axis_of_sequences_is_one_axis_short():
 ZERO = {
     "a product": (lambda x, mask: x * mask.unsqueeze(-1), True),
     "a product, wide": (lambda x, mask: mask.unsqueeze(-1).expand(B, S, S).float() * x, True),
+    "a product, split and cut": (lambda x, mask: (x * mask.unsqueeze(-1)).unflatten(-1, (1, S))[..., :1], True),
+    "one column of a product": (lambda x, mask: (x * mask.unsqueeze(-1))[..., 0], True),
+    "a product, transposed": (lambda x, mask: (x * mask.unsqueeze(-1)).transpose(1, 2), False),
+    "a product along the other axis, transposed": (lambda x, mask: (x * mask.unsqueeze(1)).transpose(1, 2), True),
     "a product along the other axis": (lambda x, mask: x * mask.unsqueeze(1), False),
     "a sum": (lambda x, mask: x + mask.unsqueeze(-1), False),
     "where": (lambda x, mask: torch.where((mask != 0).unsqueeze(-1), x, 0.0), True),
@@ -170,3 +174,12 @@ def test_what_is_zero_at_padding(case):
     assert is_zero_at_padding(value, 1, test) is expected
     if expected:
         assert not found[~live].any()
+
+
+def test_a_value_without_an_axis_of_tokens_is_not_served():
+    gm = graph_of(
+        lambda x, mask: (x * mask.unsqueeze(-1), (x * mask.unsqueeze(-1)).sum(1), mask != 0), three(), LIVE.long()
+    )
+    value, reader, test = gm.graph.output_node().args[0]
+    assert exit_of(reader, value, 1, test) is Exit.UNPACK
+    assert exit_of(value, value, 1, test) is None

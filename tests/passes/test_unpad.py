@@ -203,6 +203,37 @@ def test_heads_that_are_served(head):
             assert torch.equal(*pair)
 
 
+def test_what_is_masked_may_go_anywhere():
+    class Masked(Encoder):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(32, 32, 3, padding=1)
+
+        def forward(self, input_ids, attention_mask):
+            mask = attention_mask.to(torch.bool)
+            hidden = self.layers[0](self.words(input_ids), mask) * attention_mask[..., None]
+            return self.layers[1](self.conv(hidden.transpose(1, 2)).transpose(1, 2), mask)
+
+    exact, zero = lowered(Masked().eval())
+    assert targets(zero).count("fxquant.x86_pack_tokens") == 2
+    assert_agree(exact, zero, inputs(MASK))
+
+
+def fixed(model, mask):
+    """Lower a graph for the sizes of one mask with both choices."""
+    captured = fxq.capture(model.eval(), inputs(mask), dynamic=False)
+    converted = fxq.convert(fxq.prepare(captured, "x86", "dynamic"))
+    return fxq.lower(converted), fxq.lower(converted, padded_outputs="zero")
+
+
+@pytest.mark.parametrize("mask", [MASK, MASK[1:2], MASK[:, :1]], ids=lambda mask: str(list(mask.shape)))
+def test_graphs_of_fixed_sizes(mask):
+    exact, zero = fixed(Encoder(pooled), mask)
+    assert edit.marks(zero)["unpadded"] > 5
+    for other in (mask, torch.ones_like(mask), torch.zeros_like(mask)):
+        assert torch.equal(zero(**inputs(other)), exact(**inputs(other)))
+
+
 def test_a_first_token_that_is_padding_reads_zeros(pair):
     given = inputs(MASKS["left"])
     assert not pair[1](**given)[1].any()
@@ -308,6 +339,15 @@ class Convolved(Encoder):
         return self.layers[1](self.conv(hidden.transpose(1, 2)).transpose(1, 2), mask)
 
 
+class MaskedBefore(Convolved):
+    """What the convolution reads was masked, and then got a bias."""
+
+    def forward(self, input_ids, attention_mask):
+        mask = attention_mask.to(torch.bool)
+        hidden = self.pool(self.layers[0](self.words(input_ids), mask) * attention_mask[..., None])
+        return self.layers[1](self.conv(hidden.transpose(1, 2)).transpose(1, 2), mask)
+
+
 def maximum(hidden, mask):
     return hidden.masked_fill(~mask.bool()[..., None], -1e9).amax(1)
 
@@ -316,6 +356,7 @@ NOT_SERVED = {
     "mean over padding, too": (Encoder(lambda hidden, mask: hidden.mean(1)), "aten.mean.dim would read padding"),
     "maximum": (Encoder(maximum), "aten.amax.default would read padding"),
     "convolution": (Convolved(), "aten.conv1d.default at conv would read padding"),
+    "convolution of what was masked": (MaskedBefore(), "aten.conv1d.default at conv would read padding"),
     "positions together": (Encoder(lambda hidden, mask: hidden[:, 1:]), "aten.slice.Tensor would read padding"),
     "sequences together": (Encoder(lambda hidden, mask: hidden[0]), "aten.select.int would read padding"),
     "a relative bias": (Biased(), r"no attention has a mask \(batch, positions\) of padding: %\w+ adds other numbers"),
@@ -333,6 +374,30 @@ def test_what_cannot_be_unpadded_is_told_and_exact(case):
     assert re.search(reason, edit.marks(zero)["padded"][0])
     given = inputs(MASK)
     assert torch.equal(zero(**given), exact(**given))
+
+
+def crossed(hidden, mask):
+    masked = hidden * mask[..., None]
+    return masked * masked.transpose(1, 2)
+
+
+FIXED = {
+    "one place": (Encoder(), [[1]], "the mask .* is of one place alone"),
+    "one token a sequence, repeated": (
+        Encoder(lambda hidden, mask: hidden.expand(-1, 5, -1)),
+        [[1], [0]],
+        "aten.expand.default would read padding",
+    ),
+    "tokens along two axes": (Encoder(crossed), [[1] * 20 + [0] * 12] * 2, "would read padding"),
+}
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_what_cannot_be_unpadded_of_fixed_sizes(case):
+    model, mask, reason = FIXED[case]
+    with pytest.warns(FxQuantWarning, match=f'the model runs on padding as with "exact": .*{reason}'):
+        exact, zero = fixed(model, torch.tensor(mask))
+    assert torch.equal(zero(**inputs(mask)), exact(**inputs(mask)))
 
 
 def test_one_attention_of_all_positions_is_enough_to_refuse():

@@ -274,7 +274,7 @@ inline void take_head(const Attention& op, Unit& unit, int64_t head, float* room
   pack_values(op, unit, unit.v + head * op.v_stride[2]);
 }
 
-void attention(const Attention& op, std::atomic<int64_t>& next) {
+void attention(const Attention& op, Tasks& tasks, int64_t part) {
   thread_local std::vector<float> memory;
   thread_local std::vector<int32_t> live;
   memory.resize(std::max<size_t>(memory.size(), room_for(op, op.keys) + 16));
@@ -282,7 +282,7 @@ void attention(const Attention& op, std::atomic<int64_t>& next) {
   float* room = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
   const int64_t group = op.heads / op.kv_heads;
   Unit unit;
-  for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < op.tasks;) {
+  for (int64_t task; (task = tasks.take(part)) >= 0;) {
     // The last rows of a causal head see most: they come first.
     const int64_t block = op.blocks - 1 - task % op.blocks, rest = task / op.blocks, place = rest / group;
     const int64_t sequence = place / op.kv_heads, head = place % op.kv_heads;

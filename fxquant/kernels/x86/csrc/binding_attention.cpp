@@ -3,7 +3,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "binding.h"
@@ -146,8 +145,8 @@ Tensor attention(const Tensor& q_, const optional<Tensor>& k_, const optional<Te
   op.causal = causal;
   const int64_t threads = split(op, sequences, scores);
   const fxq::Isa& kernels = fxq::chosen_isa();
-  std::atomic<int64_t> next{0};
-  fxq::over(threads, threads, [&](int64_t, int64_t) { kernels.attention(op, next); });
+  fxq::Tasks tasks(op.tasks, threads);
+  fxq::over(threads, threads, [&](int64_t part, int64_t) { kernels.attention(op, tasks, part); });
   return y;
 }
 

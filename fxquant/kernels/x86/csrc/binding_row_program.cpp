@@ -24,6 +24,11 @@ using Words = std::vector<std::string>;
 // Below this many multiply-accumulates waking a second thread costs more than it gives.
 constexpr int64_t kAlone = int64_t{1} << 20;
 
+// From so many rows a thread on, each has rows of its own: then none waits for others, nor reads what they computed, which
+// takes long where they do not share a cache. But every thread reads all weights. Of a model whose layers have few
+// bytes of them they are in a cache and it pays early; those of larger ones come from memory.
+constexpr int64_t kLight = int64_t{1} << 21, kOwnRows = 4, kOwnRowsHeavy = 24;
+
 struct Source {
   std::vector<Words> lines;  // "v0 = kind operand …" as {kind, operand, …}
   Words results;
@@ -93,7 +98,7 @@ class Call {
     const int64_t scratch = fxq::place(program_);
     const fxq::Isa& isa = fxq::chosen_isa();
     const int64_t all = at::get_num_threads();
-    if (rows_ >= 24 * all) {
+    if (rows_ >= (macs_ <= kLight ? kOwnRows : kOwnRowsHeavy) * all) {
       fxq::over(macs_ * rows_ < fxq::kSerial ? 1 : all, rows_,
                 [&](int64_t a, int64_t b) { fxq::run(program_, isa, scratch, a, b); });
     } else {
@@ -348,7 +353,7 @@ class Call {
   std::vector<Tensor> inputs_, results_;
   std::vector<int64_t> lead_;
   fxq::Program program_;
-  int64_t rows_ = 0, macs_ = 0;
+  int64_t rows_ = 0, macs_ = 0;  // multiply-accumulates of a row, which are the bytes of the weights
 };
 
 std::vector<Tensor> rows(const std::vector<Tensor>& inputs, const std::vector<Tensor>& constants, string_view program) {

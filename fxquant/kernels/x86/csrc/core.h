@@ -4,9 +4,10 @@
 // weight (row 64·b + c, depth 4·d + i) of the s8 [N, K] matrix; places beyond N or K are zero.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <string_view>
+
+#include "tasks.h"
 
 namespace fxq {
 
@@ -93,7 +94,7 @@ struct Attention {
   const bool* keep;   // true: this score takes part; [batch][heads][queries][keys], or null
   const float* bias;  // added to the scores, of the same shape; or null
   int64_t mask_stride[4];
-  // The work: every `block_rows` query rows of a head are a task, `blocks` tasks a head.
+  // The work: every `block_rows` query rows of a head are a task, `blocks` tasks a head, `tasks` in all.
   int64_t block_rows, blocks, tasks;
 };
 
@@ -116,12 +117,12 @@ struct Isa {
   void (*multiply)(const float* a, const float* b, int64_t count, float* y);
   // Compute rows [row, row_end) of the columns of blocks [block, block_end).
   void (*weight_only)(const WeightOnly& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
-  // Do tasks from `next` on until none is left; several threads may share `next`.
-  void (*attention)(const Attention& op, std::atomic<int64_t>& next);
+  // Do tasks until none is left, those of one part first.
+  void (*attention)(const Attention& op, Tasks& tasks, int64_t part);
 };
 
 // Attention with bfloat16 factors, for CPUs that have avx512_vnni's instructions and these.
-void attention_avx512_bf16(const Attention& op, std::atomic<int64_t>& next);
+void attention_avx512_bf16(const Attention& op, Tasks& tasks, int64_t part);
 
 // The part of an instruction set that differs from a wider one's.
 void linear_avx_vnni(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);

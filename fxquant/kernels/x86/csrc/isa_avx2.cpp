@@ -1,6 +1,5 @@
 // AVX2 without VNNI: bytes are widened to s16 and multiplied by vpmaddwd. vpmaddubsw would be faster and saturates.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>

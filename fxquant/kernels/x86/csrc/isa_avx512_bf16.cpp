@@ -1,6 +1,5 @@
 // AVX-512 BF16: vdpbf16ps takes two bfloat16 products a lane into float32. Attention only; the rest is AVX-512 VNNI's.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
@@ -30,7 +29,9 @@ namespace avx512_bf16_impl {
 
 }  // namespace avx512_bf16_impl
 
-void attention_avx512_bf16(const Attention& op, std::atomic<int64_t>& next) { avx512_bf16_impl::attention(op, next); }
+void attention_avx512_bf16(const Attention& op, Tasks& tasks, int64_t part) {
+  avx512_bf16_impl::attention(op, tasks, part);
+}
 
 }  // namespace fxq
 

@@ -1,6 +1,5 @@
 // AVX-512 VNNI: vpdpbusd takes four u8·s8 products a lane, without saturating.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
