@@ -35,9 +35,10 @@ class NarrowAttention:
             return 0
         readers = [node for node in gm.graph.nodes if node.target is ATTENTION and all(map(_is_free, _heads(node)))]
         found = dict.fromkeys(value for node in readers for value in _heads(node))
-        narrow = [value for value in found if set(value.users) <= set(readers)]
+        narrow = {value for value in found if _readers(value) <= set(readers)}
         # Attention takes all of its operands in one dtype.
-        kept = [value for value in narrow if all(set(_heads(user)) <= set(narrow) for user in value.users)]
+        mixed = {user for user in readers if not narrow.issuperset(_heads(user))}
+        kept = [value for value in found if value in narrow and not _readers(value) & mixed]
         for value in kept:
             _narrow(value)
         return len(kept)
@@ -48,22 +49,40 @@ def _heads(attention: fx.Node) -> list[fx.Node]:
     return [value for value in attention.args[:3] if isinstance(value, fx.Node)]
 
 
+def _readers(value: fx.Node) -> set[fx.Node]:
+    """Return who reads the numbers of a value, and not its size alone."""
+    return {user for user in value.users if user.target is not torch.ops.aten.sym_size.int}
+
+
 def _is_free(value: fx.Node) -> bool:
     """Say whether `value` is what a linear of a row program returns, and no other step of the program reads it."""
-    if value.target is not operator.getitem or value.args[0].target is not ROW_PROGRAM:  # type: ignore[union-attr]
+    source = value.args[0] if value.target is operator.getitem else None
+    if not isinstance(source, fx.Node) or source.target is not ROW_PROGRAM:
         return False
-    program, index = value.args
-    lines = dict(steps(str(program.args[PROGRAM])))  # type: ignore[union-attr]
-    name = lines.pop("return")[int(index)]  # type: ignore[call-overload]
+    lines = dict(steps(_program_of(value)[1]))
+    name = lines.pop("return")[_index_of(value)]
     return name in lines and lines[name][0] in LINEARS and not any(name in words for words in lines.values())
 
 
+def _program_of(value: fx.Node) -> tuple[fx.Node, str]:
+    """Return the row program that a value is an item of, and its text."""
+    node = value.args[0]
+    assert isinstance(node, fx.Node), "an item is read of a node"
+    return node, str(node.args[PROGRAM])
+
+
+def _index_of(value: fx.Node) -> int:
+    index = value.args[1]
+    assert isinstance(index, int), "an item of a list has a number"
+    return index
+
+
 def _narrow(value: fx.Node) -> None:
-    program, index = value.args
-    text, _, results = str(program.args[PROGRAM]).rpartition("return ")  # type: ignore[union-attr]
+    node, program = _program_of(value)
+    text, _, results = program.rpartition("return ")
     words = results.split()
-    words[int(index)] += ":bfloat16"  # type: ignore[call-overload]
-    edit.set_argument(program, PROGRAM, f"{text}return {' '.join(words)}")  # type: ignore[arg-type]
+    words[_index_of(value)] += ":bfloat16"
+    edit.set_argument(node, PROGRAM, f"{text}return {' '.join(words)}")
     known = edit.info(value)
     assert known is not None, "an item of a row program is a tensor"
     if "val" in value.meta:

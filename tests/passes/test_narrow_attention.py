@@ -96,6 +96,14 @@ def test_what_others_read_stays(returned):
     assert to_text(gm) == before
 
 
+def test_sizes_may_be_read():
+    gm = lowered(Layer())
+    (attention,) = (node for node in gm.graph.nodes if node.target is ATTENTION)
+    with gm.graph.inserting_before(attention):
+        gm.graph.call_function(torch.ops.aten.sym_size.int, (attention.args[0], 1))
+    assert NarrowAttention().apply(gm) == 1
+
+
 def test_other_instruction_sets_keep_float32():
     gm = lowered(Layer())
     native.use_isa("avx2")

@@ -503,7 +503,7 @@ REFUSED = {
     "v0 = add x0 x0\nreturn v0:bfloat16": "v0:bfloat16 is not the result of a linear that no step reads",
     f"v0 = linear x0 c0 c1 c2 - - {LINEAR}\nreturn v0:int8": "a result is bfloat16 or float32, not v0:int8",
     f"v0 = linear x0 c0 c1 c2 - - {LINEAR}\nreturn v0 v0:bfloat16": "v0 is returned twice",
-    f"v0 = linear x0 c0 c1 c2 - - {LINEAR}\nv1 = add v0 v0\nreturn v0:bfloat16": "is not the result of a linear that no",
+    f"v0 = linear x0 c0 c1 c2 - - {LINEAR}\nv1 = add v0 v0\nreturn v0:bfloat16": "is not the result of a linear",
 }
 
 
