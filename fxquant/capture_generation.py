@@ -6,6 +6,7 @@ from torch import nn
 
 from fxquant.errors import CaptureError
 from fxquant.generation.decoder import capture_decoder
+from fxquant.generation.encoder_decoder import capture_encoder_decoder
 from fxquant.generation.skeleton import skeleton
 from fxquant.graph.example import read_example
 from fxquant.program import Program
@@ -25,7 +26,8 @@ def capture_generation(model: nn.Module, example_inputs: Any) -> Program:
 
     Args:
         model: a transformers model that can generate; left as it is.
-        example_inputs: as for `capture`: `input_ids`, `attention_mask` and `position_ids`.
+        example_inputs: as for `capture`: `input_ids`, `attention_mask` and `position_ids` of a decoder, the source (ids
+            or features), `attention_mask` and `decoder_input_ids` of an encoder-decoder.
 
     Raises:
         CaptureError: the model does not generate, the example has other inputs, or its step cannot be captured.
@@ -34,4 +36,7 @@ def capture_generation(model: nn.Module, example_inputs: Any) -> Program:
     if not generates(model):
         raise CaptureError(f"a {type(model).__name__} does not generate with a cache: capture it with fxquant.capture")
     example = read_example(model, example_inputs)
+    config: Any = model.config
+    if config.is_encoder_decoder:
+        return Program(capture_encoder_decoder(model, example), "encoder-decoder", skeleton(model))
     return Program(capture_decoder(model, example), "decoder", skeleton(model))

@@ -6,8 +6,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, suggest
-from fxquant.generation.decoding import Decoder
-from fxquant.generation.generator import generator_of
+from fxquant.generation.generator import WAYS, generator_of, on_device_of
 from fxquant.graph.rebuild import tensor_key
 from fxquant.registry import Registry
 
@@ -15,9 +14,7 @@ Adapter = Callable[[Mapping[str, fx.GraphModule], tuple[Any, ...], dict[str, Any
 ADAPTERS: Registry[Adapter] = Registry("adapter")
 _PREFIX = "graph_"  # of the graphs' attributes; a module may not have a child called "forward"
 # the graphs that each adapter calls
-NEEDS: dict[str, tuple[str, ...]] = {"forward": ("forward",), "decoder": ("step",)}
-# what stands for a model's forward in its generation code
-_GENERATING: dict[str, Callable[[Mapping[str, fx.GraphModule]], Any]] = {"decoder": Decoder}
+NEEDS: dict[str, tuple[str, ...]] = {"forward": ("forward",), **{name: way.needs for name, way in WAYS.items()}}
 
 
 @ADAPTERS.register("forward")
@@ -29,7 +26,13 @@ def call_forward(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kw
 @ADAPTERS.register("decoder")
 def call_decoder(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call the graph named "step" as the decoder-only model was called, with its cache or without."""
-    return Decoder(graphs)(*args, **kwargs)
+    return WAYS["decoder"].forward(graphs)(*args, **kwargs)
+
+
+@ADAPTERS.register("encoder-decoder")
+def call_encoder_decoder(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call "encoder", "cross" and "step" as the model was called, with its cache or without."""
+    return WAYS["encoder-decoder"].forward(graphs)(*args, **kwargs)
 
 
 class Program(nn.Module):
@@ -50,7 +53,9 @@ class Program(nn.Module):
         self, graphs: Mapping[str, fx.GraphModule], adapter: str = "forward", model: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.__dict__["_model"] = model  # no submodule: its tensors are no part of the program
+        # no submodules: they hold none of the program's tensors
+        self.__dict__["_model"] = model
+        self.__dict__["_generator"] = None
         self._adapter = ADAPTERS[adapter]
         self.adapter = adapter
         for name in NEEDS.get(adapter, ()):
@@ -108,13 +113,12 @@ class Program(nn.Module):
         Raises:
             ConfigError: the program's graphs do not generate, or the installed transformers lacks the model's class.
         """
-        if self.adapter not in _GENERATING:
+        if self.adapter not in WAYS:
             advice = "quantize a transformers model that can generate, called with ids and masks alone"
             raise ConfigError(f"a program of {', '.join(self.graphs)} does not generate: {advice}")
-        self.__dict__["_model"], generator = generator_of(
-            self.__dict__["_model"], self.graphs, _GENERATING[self.adapter](self.graphs)
-        )
-        return generator
+        if self.__dict__["_generator"] is None:
+            self.__dict__["_generator"] = generator_of(self.__dict__["_model"], self.graphs, WAYS[self.adapter])
+        return on_device_of(self.__dict__["_generator"], self.graphs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate by the model's own code: greedy, sampling, beams, streaming; arguments as for the model's generate.

@@ -5,17 +5,20 @@ empty cache, so that one graph serves the prompt and the tokens after it.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fxquant.errors import InputError
+from fxquant.graph.calling import Leaf
+
+KINDS = ("key_", "value_")
 
 
 def names(layers: int, prefix: str = "") -> list[str]:
     """Return the names of the tensors of a cache, in order."""
-    return [f"{prefix}{kind}_{layer}" for layer in range(layers) for kind in ("key", "value")]
+    return [f"{prefix}{kind}{layer}" for layer in range(layers) for kind in KINDS]
 
 
 def caches() -> Any:
@@ -33,6 +36,16 @@ def pack(tensors: Sequence[Tensor]) -> Any:
     for key, value in zip(tensors[::2], tensors[1::2], strict=True):
         cache.layers.append(_layer(key, value))
     return cache
+
+
+def pair(own: Sequence[Tensor] = (), cross: Sequence[Tensor] = ()) -> Any:
+    """Return the cache of an encoder-decoder that holds these tensors of its self- and its cross-attention."""
+    return caches().EncoderDecoderCache(pack(own), pack(cross))
+
+
+def encoder_output(hidden: Tensor) -> Any:
+    """Return hidden states as the output of an encoder."""
+    return importlib.import_module("transformers.modeling_outputs").BaseModelOutput(last_hidden_state=hidden)
 
 
 def unpack(cache: Any) -> list[Tensor]:
@@ -71,9 +84,13 @@ def flat(tensors: Sequence[Tensor], prefix: str = "") -> dict[str, Tensor]:
     return dict(zip(names(len(tensors) // 2, prefix), tensors, strict=True))
 
 
-def lengthless(shapes: Mapping[str, Sequence[int]], batch: int, like: Tensor) -> dict[str, Tensor]:
-    """Return the tensors of an empty cache of a batch, for shapes (heads, head size) by name."""
-    return {name: like.new_empty((batch, heads, 0, size)) for name, (heads, size) in shapes.items()}
+def lengthless(leaves: Sequence[Leaf], ids: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of an empty cache for a batch of ids, as a graph's inputs describe them."""
+    found = {}
+    for leaf in leaves:
+        heads, size = int(leaf.shape[1]), int(leaf.shape[3])
+        found[leaf.name] = ids.new_empty((ids.shape[0], heads, 0, size), dtype=leaf.dtype)
+    return found
 
 
 def _layer(key: Tensor, value: Tensor) -> Any:

@@ -1,8 +1,6 @@
 """Capture of a decoder-only model's step: tokens and a flat cache in, logits and the longer cache out."""
 
 import inspect
-import json
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +9,9 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import CaptureError
 from fxquant.generation import cache
-from fxquant.generation.decoding import POSITIONS, Decoder
-from fxquant.generation.host import capture_flat, differs
+from fxquant.generation.calls import POSITIONS
+from fxquant.generation.decoding import Decoder
+from fxquant.generation.host import Flat, capture_flat, class_of, differs, generation_config, repeated
 from fxquant.graph import edit
 from fxquant.graph.example import Example, forward_parameters
 from fxquant.graph.modes import inference
@@ -38,13 +37,13 @@ def capture_decoder(model: nn.Module, example: Example) -> dict[str, fx.GraphMod
         inputs["position_ids"] = POSITIONS["place"](mask)[:, _PAST:].contiguous()
     inputs["logits_to_keep"] = torch.arange(1, ids.shape[1] - _PAST, device=ids.device)
     lengths = [*inputs, *cache.names(len(past) // 2)]
-    gm = capture_flat(model, _flat_step(len(past) // 2), inputs | cache.flat(past), lengths)
+    gm = capture_flat(model, _flat_step(type(model), len(past) // 2), inputs | cache.flat(past), lengths)
     with inference(model):
         facts = {
             "positions": _default_positions(model, ids) if takes_positions else None,
             "parameters": [asdict(parameter) for parameter in forward_parameters(model)],
-            "output": _class_of_output(model, ids),
-            "config": _generation_config(model),
+            "output": class_of(model(input_ids=ids[:, :2])),
+            "config": generation_config(model),
         }
         edit.mark(gm, generation=facts)
         _check(model, gm, ids, mask)
@@ -60,8 +59,8 @@ def _prompt(example: Example) -> tuple[Tensor, Tensor]:
         raise CaptureError(f"example_inputs holds {what}; steps of generation take {', '.join(map(repr, _TAKEN))}")
     ids = given["input_ids"]
     mask = given.get("attention_mask", torch.ones_like(ids)).to(torch.long)
-    rows, times = -(-2 // ids.shape[0]), -(-_LEAST // ids.shape[1])
-    return ids.repeat(rows, times), mask.repeat(rows, times)
+    rows = -(-2 // ids.shape[0])
+    return repeated(ids, rows, _LEAST), repeated(mask, rows, _LEAST)
 
 
 def _past(model: nn.Module, ids: Tensor, mask: Tensor) -> list[Tensor]:
@@ -76,10 +75,10 @@ def _past(model: nn.Module, ids: Tensor, mask: Tensor) -> list[Tensor]:
     return found
 
 
-def _flat_step(layers: int) -> Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]:
-    def step(model: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+def _flat_step(own: Any, layers: int) -> Flat:
+    def step(host: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
         past = cache.pack([given.pop(name) for name in cache.names(layers)])
-        output = model(**given, past_key_values=past, use_cache=True)
+        output = own.forward(host, **given, past_key_values=past, use_cache=True)
         return {"logits": output.logits, **cache.flat(cache.unpack(past))}
 
     return step
@@ -95,16 +94,6 @@ def _default_positions(model: nn.Module, ids: Tensor) -> str:
         if differs(own, given, torch.ones_like(mask)) is None:
             return name
     raise CaptureError(f"the model counts positions in a way of its own, not by {' or '.join(POSITIONS)}")
-
-
-def _class_of_output(model: nn.Module, ids: Tensor) -> str:
-    cls = type(model(input_ids=ids[:, :2]))
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _generation_config(model: Any) -> Mapping[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(model.generation_config.to_dict(), default=str))
-    return found
 
 
 def _check(model: nn.Module, gm: fx.GraphModule, ids: Tensor, mask: Tensor) -> None:

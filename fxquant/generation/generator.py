@@ -1,32 +1,57 @@
 """A model's own generation code around graphs: its class, its configurations, and graphs in the place of forward."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
+from fxquant.generation.decoding import Decoder
+from fxquant.generation.seq2seq import Encoder, Seq2Seq
 from fxquant.generation.skeleton import put_on, skeleton_from
 from fxquant.graph import edit
 
+Graphs = Mapping[str, fx.GraphModule]
 
-def generator_of(bones: Any, graphs: Mapping[str, fx.GraphModule], forward: Any) -> tuple[Any, Any]:
-    """Return the skeleton of a model, and a copy of it that calls `forward`.
+
+@dataclass(frozen=True)
+class Way:
+    """What stands for the forward of a model that generates, and for that of its encoder where it has one."""
+
+    needs: tuple[str, ...]
+    forward: Callable[[Graphs], Callable[..., Any]]
+    encoder: Callable[[Graphs], Callable[..., Any]] | None = None
+
+
+WAYS = {
+    "decoder": Way(("step",), Decoder),
+    "encoder-decoder": Way(("encoder", "cross", "step"), Seq2Seq, Encoder),
+}
+
+
+def generator_of(bones: Any, graphs: Graphs, way: Way) -> Any:
+    """Return a copy of the skeleton of a model that calls graphs.
 
     Args:
         bones: the skeleton; None makes one of what the graphs know of their model.
-        graphs: those that `forward` calls.
-        forward: what is called in the place of the model's forward, and has its signature.
+        graphs: those that the way needs.
+        way: an entry of `WAYS`.
 
     Raises:
         ConfigError: there is no skeleton, and the installed transformers does not make one.
     """
+    facts = edit.marks(graphs["step"])
+    known = bones if bones is not None else skeleton_from(facts.get("config") or {}, facts["generation"]["config"])
+    generator = copy.deepcopy(known)
+    generator.forward = way.forward(graphs)
+    if way.encoder is not None:
+        generator.get_encoder().forward = way.encoder(graphs)
+    return generator
+
+
+def on_device_of(generator: Any, graphs: Graphs) -> Any:
+    """Return the generator, which answers that its tensors are where those of the graphs are."""
     step = graphs["step"]
-    if bones is None:
-        facts = edit.marks(step)
-        bones = skeleton_from(facts.get("config") or {}, facts["generation"]["config"])
-    generator = copy.copy(bones)
-    generator.__dict__["_parameters"] = {}
     put_on(generator, next(tensor.device for tensor in (*step.parameters(), *step.buffers())))
-    generator.forward = forward
-    return bones, generator
+    return generator

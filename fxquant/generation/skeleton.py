@@ -40,7 +40,8 @@ def skeleton_from(config: Mapping[str, Any], generation: Mapping[str, Any]) -> A
         raise ConfigError(f"generate needs the package transformers, whose code generates: {error}") from None
     (name,) = config.get("architectures") or (None,)
     cls: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
-    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel) and cls.can_generate()):
+    known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if not known or not cls.can_generate():
         raise ConfigError(f"the program was made from a {str(name)[:80]!r}, which transformers does not have")
     try:
         with torch.device("meta"):
