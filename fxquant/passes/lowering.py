@@ -5,6 +5,7 @@ from fxquant.passes.base import Pass
 from fxquant.passes.fuse_attention import FuseAttention
 from fxquant.passes.fuse_rows import FuseRows
 from fxquant.passes.merge_linears import MergeLinears
+from fxquant.passes.narrow_attention import NarrowAttention
 from fxquant.passes.simplify_masks import SimplifyMasks
 from fxquant.passes.sink_quantize import SinkQuantize
 from fxquant.passes.unpad import Unpad
@@ -17,6 +18,7 @@ LOWERING.add("fuse_attention", FuseAttention())
 LOWERING.add("simplify_masks", SimplifyMasks())
 LOWERING.add("unpad", Unpad())
 LOWERING.add("fuse_rows", FuseRows())
+LOWERING.add("narrow_attention", NarrowAttention())
 
 
 def listed_passes(names: tuple[str, ...], source: str) -> tuple[Pass, ...]:

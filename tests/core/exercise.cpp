@@ -55,6 +55,7 @@ void linears(const Isa& isa, int64_t rows, int64_t n, int64_t k) {
   Exact<float> x(rows * k), y(rows * n), scale(rows);
   Exact<uint8_t> q(rows * stride), bytes(rows * n);
   Exact<int32_t> zero_point(rows);
+  Exact<Half> halves(rows * n);
   isa.quantize_rows(x.get(), rows, k, kAffine, q.get(), stride, scale.get(), zero_point.get());
   isa.quantize_all(x.get(), rows * k, kAffine, 0.5f, 3, Exact<uint8_t>(rows * k).get());
   for (const Activation activation : {Activation::none, Activation::relu, Activation::gelu, Activation::silu}) {
@@ -67,6 +68,9 @@ void linears(const Isa& isa, int64_t rows, int64_t n, int64_t k) {
     op.y = y.get();
     isa.linear(op, 0, rows, 0, w.blocks);
     op.y = nullptr;
+    op.y_half = halves.get();
+    isa.linear(op, 0, rows, 0, w.blocks);
+    op.y_half = nullptr;
     op.y_q = bytes.get();
     op.out_scale = 0.1f;
     op.out_qmax = 255;
@@ -76,12 +80,15 @@ void linears(const Isa& isa, int64_t rows, int64_t n, int64_t k) {
   isa.add(y.get(), y.get(), rows * n, y.get());
 }
 
+template <class Number>
 void attentions(const Isa& isa, int64_t queries, int64_t keys, int64_t d, bool causal, bool padded) {
   const int64_t heads = 2;
-  Exact<float> q(queries * heads * d), k(keys * heads * d), v(keys * heads * d), y(queries * heads * d);
+  Exact<Number> q(queries * heads * d), k(keys * heads * d), v(keys * heads * d);
+  Exact<float> y(queries * heads * d);
   Exact<bool> keep(keys);
   for (int64_t i = 0; i < keys; ++i) keep.get()[i] = i % 3 != 1;
   Attention op{};
+  op.half = std::is_same_v<Number, Half>;
   op.q = q.get(), op.k = k.get(), op.v = v.get(), op.y = y.get();
   for (int64_t* stride : {op.q_stride, op.k_stride, op.v_stride}) stride[0] = 0, stride[1] = heads * d, stride[2] = d;
   op.y_stride = heads * d;
@@ -139,7 +146,10 @@ int main() {
     for (const int64_t queries : {1, 5, 17, 70})
       for (const int64_t keys : {1, 15, 33, 100})
         for (const int64_t d : {1, 7, 32, 65})
-          for (const int how : {0, 1, 2}) attentions(*isa(), queries, keys, d, how == 1, how == 2);
+          for (const int how : {0, 1, 2}) {
+            attentions<float>(*isa(), queries, keys, d, how == 1, how == 2);
+            attentions<Half>(*isa(), queries, keys, d, how == 1, how == 2);
+          }
     std::printf("%s: clean\n", name);
   }
 }

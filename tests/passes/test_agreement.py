@@ -2,9 +2,9 @@
 
 from functools import cache
 
-import models
 import pytest
 import torch
+from captured import captured, converted
 from torch import fx
 from torch.nn import functional
 
@@ -25,18 +25,21 @@ def own_kernels():
         pytest.skip("the C++ kernels are not available; torch's round in another order")
 
 
-@cache
-def converted(name, recipe):
-    model, inputs = models.EVERY[name]()
-    prepared = fxq.prepare(fxq.capture(model, inputs), "x86", recipe)
-    if recipe == "static":
-        fxq.calibrate(prepared, [inputs], progress=False)
-    return fxq.convert(prepared), inputs
-
-
 def listing(*passes):
     """The x86 backend with these listed passes."""
     return read_backend({**fxq.load_backend("x86").to_dict(), "lower": {"passes": list(passes)}}, "test")
+
+
+@cache
+def lowered(name, recipe, *passes):
+    """A model lowered for x86 with these listed passes."""
+    return fxq.lower(converted(name, recipe), listing(*passes))
+
+
+@cache
+def reference(name, recipe):
+    """What the reference kernels give."""
+    return outputs(fxq.lower(converted(name, recipe), "reference"), captured(name)[1])
 
 
 def outputs(gm, inputs):
@@ -53,17 +56,15 @@ def equal(left, right):
 @pytest.mark.parametrize("recipe", ["dynamic", "static"])
 @pytest.mark.parametrize("name", MODELS)
 def test_x86_equals_the_reference_to_the_bit(name, recipe):
-    qdq, inputs = converted(name, recipe)
-    x86, reference = fxq.lower(qdq, listing("merge_linears")), fxq.lower(qdq, "reference")
-    assert equal(outputs(x86, inputs), outputs(reference, inputs))
+    x86 = lowered(name, recipe, "merge_linears")
+    assert equal(outputs(x86, captured(name)[1]), reference(name, recipe))
 
 
 @pytest.mark.parametrize("recipe", ["dynamic", "static"])
 @pytest.mark.parametrize("name", [*MODELS, *EXPONENTIAL])
 def test_all_listed_passes_agree_with_the_reference(name, recipe):
-    qdq, inputs = converted(name, recipe)
-    ours, theirs = (outputs(fxq.lower(qdq, backend), inputs) for backend in ("x86", "reference"))
-    for a, b in zip(ours, theirs, strict=True):
+    ours = outputs(fxq.lower(converted(name, recipe), "x86"), captured(name)[1])
+    for a, b in zip(ours, reference(name, recipe), strict=True):
         assert functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0) >= 0.995
 
 
@@ -89,14 +90,14 @@ class InPython(fx.Interpreter):
 @pytest.mark.parametrize("name", MODELS)
 def test_fused_rows_differ_by_their_norms_alone(name, recipe):
     """With torch's norms, and all else of the arithmetic in Python, the fused graph is the one before to the bit."""
-    qdq, inputs = converted(name, recipe)
-    fused = InPython(fxq.lower(qdq, listing("merge_linears", "fuse_rows")))
-    assert equal(outputs(fused, inputs), outputs(fxq.lower(qdq, listing("merge_linears")), inputs))
+    inputs = captured(name)[1]
+    fused = InPython(lowered(name, recipe, "merge_linears", "fuse_rows"))
+    assert equal(outputs(fused, inputs), outputs(lowered(name, recipe, "merge_linears"), inputs))
     assert fused.programs
 
 
 def test_a_model_without_norms_is_equal_through_fused_rows():
-    qdq, inputs = converted("mlp", "static")
-    fused, apart = (fxq.lower(qdq, listing(*names)) for names in (["fuse_rows"], []))
+    inputs = captured("mlp")[1]
+    fused, apart = (lowered("mlp", "static", *names) for names in (["fuse_rows"], []))
     assert ROW_PROGRAM in {node.target for node in fused.graph.nodes}
     assert equal(outputs(fused, inputs), outputs(apart, inputs))

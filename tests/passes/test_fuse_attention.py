@@ -1,9 +1,12 @@
 """Attention becomes the kernel that needs no transposes; what it cannot compute stays, and says why."""
 
+from functools import cache
+
 import models
 import pytest
 import torch
 import transformers
+from captured import captured, converted
 from golden import check_golden
 from torch import nn
 from torch.nn import functional
@@ -36,7 +39,17 @@ def float32_products():
 
 def graphs(model, inputs):
     """Return a model's float graph before and after the pass."""
-    before = canonicalize(fxq.capture(model.eval(), inputs))
+    return fused(fxq.capture(model.eval(), inputs))
+
+
+@cache
+def graphs_of(name):
+    """Return the float graph of one of our models before and after the pass; it must not be changed."""
+    return fused(captured(name)[2])
+
+
+def fused(graph):
+    before = canonicalize(graph)
     after = edit.clone(before)
     FuseAttention().apply(after)
     after.graph.lint()
@@ -67,8 +80,8 @@ def around(gm, node):
 
 @pytest.mark.parametrize("name", models.TRANSFORMERS)
 def test_every_attention_of_a_model(name):
-    model, inputs = models.TRANSFORMERS[name]()
-    before, after = graphs(model, inputs)
+    model, inputs, _ = captured(name)
+    before, after = graphs_of(name)
     assert len(nodes(after, ATTENTION)) == len(nodes(before, SDPA)) > 0
     assert not nodes(after, SDPA)
     assert_same(before, after, inputs)
@@ -82,12 +95,12 @@ def test_every_attention_of_a_model(name):
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "gpt2", "t5"])
 def test_no_views_and_transposes_are_left(name):
-    _, after = graphs(*models.TRANSFORMERS[name]())
+    _, after = graphs_of(name)
     assert all(not around(after, node) for node in nodes(after, ATTENTION))
 
 
 def test_rotary_embeddings_are_read_by_their_strides():
-    _, after = graphs(*models.llama())
+    _, after = graphs_of("llama")
     for node in nodes(after, ATTENTION):
         query, key, value = node.args[:3]
         assert (query.target, key.target) == (aten.transpose.int,) * 2
@@ -309,9 +322,8 @@ def test_the_ledger_still_has_every_op():
             (row.op, row.module_path, row.flops, row.dtype, row.reason) for row in fxq.ledger(gm).rows if row.family
         ]
 
-    model, inputs = models.bert()
-    apart = fxq.quantize(model, inputs, backend=listing("merge_linears"))
-    fused = fxq.quantize(model, inputs, backend=listing("merge_linears", "fuse_attention", "simplify_masks"))
+    apart = fxq.lower(converted("bert"), listing("merge_linears"))
+    fused = fxq.lower(converted("bert"), listing("merge_linears", "fuse_attention", "simplify_masks"))
     assert sorted(rows(fused)) == sorted(rows(apart))
     assert fxq.ledger(fused).coverage == fxq.ledger(apart).coverage
     (first, *_) = [row for row in fxq.ledger(fused).rows if row.family == "attention"]
@@ -320,8 +332,7 @@ def test_the_ledger_still_has_every_op():
 
 
 def test_the_kernel_runs():
-    model, inputs = models.bert()
-    lowered = fxq.quantize(model, inputs)
+    lowered, inputs = fxq.lower(converted("bert")), captured("bert")[1]
     ran = kernels_that_ran(lambda: lowered(**inputs))
     assert ran["fxquant::x86_attention"] == 2
     assert float_products(ran) == {"fxquant::x86_attention": 2}
@@ -337,18 +348,15 @@ def test_a_loaded_artifact_is_fused_too(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["dynamic", "static", "weight-only"])
 def test_all_passes_agree_with_none(recipe):
-    model, inputs = models.bert()
-    none, every = (
-        fxq.quantize(model, inputs, backend=backend, recipe=recipe, calibration=[inputs], progress=False)
-        for backend in (listing(), "x86")
-    )
+    inputs = captured("bert")[1]
+    none, every = (fxq.lower(converted("bert", recipe), backend) for backend in (listing(), "x86"))
     for a, b in zip(call(none, inputs), call(every, inputs), strict=True):
         assert functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0) >= 0.995
 
 
 def test_without_the_kernels_torch_attends(monkeypatch):
     monkeypatch.setattr(native, "available", lambda: False)
-    before, after = graphs(*models.bert())
+    before, after = fused(captured("bert")[2])
     assert to_text(after) == to_text(before)
 
 

@@ -5,6 +5,7 @@ import copy
 import models
 import pytest
 import torch
+from captured import captured, converted
 from golden import check_golden
 from graphs import Call, canonical_graph, lowered_graph
 from torch import nn
@@ -92,10 +93,8 @@ def test_a_second_time_there_is_nothing_to_do():
 
 @pytest.mark.parametrize(("name", "recipe"), [("bert", "static"), ("t5", "dynamic"), ("llama", "dynamic")])
 def test_the_ledger_tells_of_the_same_ops(name, recipe):
-    model, inputs = models.EVERY[name]()
     data = {**fxq.load_backend("x86").to_dict(), "lower": {"passes": ["merge_linears"]}}
-    plain = fxq.backends.read_backend(data, "plain")
-    gm = fxq.quantize(model, inputs, backend=plain, recipe=recipe, calibration=[inputs], progress=False)
+    gm = fxq.lower(converted(name, recipe), fxq.backends.read_backend(data, "plain"))
     before = fxq.ledger(gm)
     assert FuseRows().apply(gm) > 0
     after = fxq.ledger(gm)
@@ -194,8 +193,7 @@ def test_without_compiled_kernels_nothing_is_fused(monkeypatch):
 
 @pytest.mark.parametrize("recipe", ["dynamic", "static"])
 def test_saved_loaded_and_copied(tmp_path, recipe):
-    model, inputs = models.bert()
-    lowered = fxq.quantize(model, inputs, recipe=recipe, calibration=[inputs], progress=False)
+    inputs, lowered = captured("bert")[1], fxq.lower(converted("bert", recipe))
     assert fused(lowered)
     fxq.save(lowered, tmp_path / "artifact")
     again = fxq.load(tmp_path / "artifact")
@@ -207,8 +205,7 @@ def test_saved_loaded_and_copied(tmp_path, recipe):
 
 @pytest.mark.parametrize("name", ["bert", "t5", "gpt2"])
 def test_other_sizes_than_the_examples(name):
-    model, inputs = models.EVERY[name]()
-    lowered = fxq.quantize(model, inputs)
+    lowered = fxq.lower(converted(name))
     apart = fxq.stages.unfused(lowered)
     make = models.seq2seq_inputs if name == "t5" else models.encoder_inputs
     for batch, sequence in ((1, 1), (1, 7), (5, 1), (3, 30)):

@@ -1,8 +1,8 @@
 """Quantizations that no kernel took over come to stand before their readers, and numbers stay what they are."""
 
-import models
 import pytest
 import torch
+from captured import converted
 from golden import check_golden
 from torch import nn
 from torch.nn import functional
@@ -128,14 +128,8 @@ def test_a_kernel_that_requantizes_goes_on_doing_so():
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_static_graphs_fuse_as_dynamic_ones(name):
-    model, inputs = models.EVERY[name]()
-    captured = fxq.capture(model, inputs)
-
     def kernels(recipe):
-        prepared = fxq.prepare(captured, "x86", recipe)
-        if recipe == "static":
-            fxq.calibrate(prepared, [inputs], progress=False)
-        lowered = fxq.lower(fxq.convert(prepared))
+        lowered = fxq.lower(converted(name, recipe))
         assert not nodes(lowered, QUANTIZE), "each is a step of a program"
         calls = [node.target for node in lowered.graph.nodes if node.target in (ATTENTION, ROW_PROGRAM)]
         return calls[:5]

@@ -5,6 +5,7 @@ import re
 import models
 import pytest
 import torch
+from captured import captured, converted
 from encoders import Encoder, inputs
 from golden import check_golden
 from hypothesis import given, settings
@@ -34,8 +35,13 @@ def lowered(model, mask=MASK, recipe="dynamic", **options):
     """Quantize for x86 with both choices."""
     given = inputs(mask) if isinstance(mask, torch.Tensor) else mask
     prepared = fxq.prepare(fxq.capture(model, given), "x86", recipe)
-    converted = fxq.convert(fxq.calibrate(prepared, [given], progress=False) if recipe == "static" else prepared)
-    return fxq.lower(converted, **options), fxq.lower(converted, padded_outputs="zero", **options)
+    qdq = fxq.convert(fxq.calibrate(prepared, [given], progress=False) if recipe == "static" else prepared)
+    return both(qdq, **options)
+
+
+def both(qdq, **options):
+    """Lower with both choices."""
+    return fxq.lower(qdq, **options), fxq.lower(qdq, padded_outputs="zero", **options)
 
 
 def leaves(result):
@@ -221,9 +227,8 @@ def test_what_is_masked_may_go_anywhere():
 
 def fixed(model, mask):
     """Lower a graph for the sizes of one mask with both choices."""
-    captured = fxq.capture(model.eval(), inputs(mask), dynamic=False)
-    converted = fxq.convert(fxq.prepare(captured, "x86", "dynamic"))
-    return fxq.lower(converted), fxq.lower(converted, padded_outputs="zero")
+    graph = fxq.capture(model.eval(), inputs(mask), dynamic=False)
+    return both(fxq.convert(fxq.prepare(graph, "x86", "dynamic")))
 
 
 @pytest.mark.parametrize("mask", [MASK, MASK[1:2], MASK[:, :1]], ids=lambda mask: str(list(mask.shape)))
@@ -441,7 +446,7 @@ def test_artifacts_keep_the_choice(pair, tmp_path):
 
 
 def test_the_ledger_has_the_same_products():
-    graphs = lowered(*models.bert())
+    graphs = both(converted("bert"))
     exact, zero = (
         [
             (row.op, row.module_path, row.flops, row.dtype, row.kernel, row.code)
@@ -503,8 +508,8 @@ def test_same_bits_with_one_and_two_threads(pair):
     "name", ["bert", "bert-classifier", "bert-masked-lm", "roberta", "distilbert", "gpt2", "llama"]
 )
 def test_models(name):
-    model, given = models.TRANSFORMERS[name]()
-    exact, zero = lowered(model, given)
+    given = captured(name)[1]
+    exact, zero = both(converted(name))
     attentions = [node for node in zero.graph.nodes if "x86_attention" in str(node.target)]
     assert len(attentions) == 2
     assert all(node.args[3] is None and node.args[4] is not None for node in attentions), "packed, with offsets"
@@ -534,9 +539,9 @@ def test_a_sentence_encoder_with_its_pooling(recipe):
 
 @pytest.mark.parametrize("name", ["t5-encoder", "t5"])
 def test_models_with_relative_positions_are_told(name):
-    model, given = models.TRANSFORMERS[name]()
+    given = captured(name)[1]
     with pytest.warns(FxQuantWarning, match=r"no attention has a mask \(batch, positions\) of padding: %where"):
-        exact, zero = lowered(model, given)
+        exact, zero = both(converted(name))
     assert_agree_whole(exact, zero, given)
 
 
@@ -546,7 +551,7 @@ def assert_agree_whole(exact, zero, given):
 
 
 def test_a_model_that_is_given_no_mask():
-    model, given = models.bert()
+    model, given, _ = captured("bert")
     with pytest.warns(FxQuantWarning, match=r"no attention has a mask \(batch, positions\) of padding"):
         exact, zero = lowered(model, {"input_ids": given["input_ids"]})
     assert targets(zero) == targets(exact)

@@ -25,7 +25,7 @@ def attention(
 
     Args:
         q: (B, Sq, heads·D) or (B, Sq, heads, D); without k and v merged, (B, S, (heads + 2·kv_heads)·D), the columns of
-            query, key and value in that order.
+            query, key and value in that order. Float32, or bfloat16 where key and value are.
         k: (B, Sk, kv_heads·D) or (B, Sk, kv_heads, D). Query head h reads key head h·kv_heads // heads.
         v: as k.
         mask: bool (B, Sk), true where a key takes part; or, broadcast to (B, heads, Sq, Sk), bool (true: takes part)

@@ -12,7 +12,7 @@ What such a region computes on the way never reaches memory. The region is a pro
     v5 = linear_bytes v4 c8 c9 c10 c11 c12 c13 - none - - 0 0 float32
                                                                the scale and zero point of v4, a linear, and how its
                                                                result is quantized, or not
-    return v2 v5
+    return v2 v5                                               or v5:bfloat16, of a linear that no step reads
 
 x0, x1, … are the inputs: float32 (…, K), or indices (…); c0, c1, … the constants; `-` stands for none. An input whose
 leading axes are (1, …, S) serves all rows (B, …, S), as in broadcasting. v0, v1, … are the steps' results in order.
@@ -39,15 +39,25 @@ def steps(program: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def row_program(inputs: Sequence[Tensor], constants: Sequence[Tensor], program: str) -> list[Tensor]:
-    """Return the results of `program`, each (…, N) float32, where … are the leading axes of the inputs."""
+    """Return the results of `program`, each (…, N) float32 or bfloat16; … are the leading axes of the inputs."""
     values = {f"x{index}": value for index, value in enumerate(inputs)}
     values |= {f"c{index}": value for index, value in enumerate(constants)}
     lead = leading_shape(inputs)
     for name, words in steps(program):
         if name == "return":
-            return [values[result].expand(*lead, values[result].shape[-1]).clone() for result in words]
+            return [_result(values, lead, *split_result(word)) for word in words]
         values[name] = _compute(values, words)
     return []
+
+
+def split_result(word: str) -> tuple[str, torch.dtype]:
+    """Return name and dtype of a result: "v5" or "v5:bfloat16"."""
+    name, _, dtype = word.partition(":")
+    return name, getattr(torch, dtype or "float32")
+
+
+def _result(values: Values, lead: torch.Size, name: str, dtype: torch.dtype) -> Tensor:
+    return values[name].expand(*lead, values[name].shape[-1]).to(dtype, copy=True)
 
 
 def leading_shape(inputs: Sequence[Tensor]) -> torch.Size:
@@ -110,7 +120,8 @@ def fake_row_program(inputs: Sequence[Tensor], constants: Sequence[Tensor], prog
     lead = leading_shape(inputs)
     for name, words in steps(program):
         if name == "return":
-            return [inputs[0].new_empty((*lead, widths[result]), dtype=torch.float32) for result in words]
+            results = map(split_result, words)
+            return [inputs[0].new_empty((*lead, widths[result]), dtype=dtype) for result, dtype in results]
         widths[name] = _width(words, widths, constants)
     return []
 

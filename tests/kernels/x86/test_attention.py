@@ -324,10 +324,28 @@ def test_what_it_refuses(message):
         op(*tensors, mask, offsets, heads, kv_heads, 1.0, False)
 
 
-def test_half_precision_is_widened(each):
+@examples
+@given(lengths, lengths, heads_of, features, st.sampled_from(["none", "padding", "bool"]), st.integers(0, 99))
+def test_bfloat16_operands(each, queries, keys, heads, width, kind, seed):
+    q, k, v = (x.bfloat16() for x in operands(2, queries, keys, *heads, width, seed))
+    mask = mask_of(kind, 2, heads[0], queries, keys, seed)
+    scale = width**-0.5
+    y = each(q, k, v, mask, None, *heads, scale, False)
+    assert_exact(y, exact(q.float(), k.float(), v.float(), mask, scale, False))
+
+
+def test_bfloat16_columns_of_one_tensor(each):
+    merged = draw(2, 9, 3 * 40).bfloat16()
+    apart = each(*(x.unflatten(2, (2, 20)) for x in merged.chunk(3, 2)), None, None, 2, 2, 0.25, True)
+    assert torch.equal(each(merged, None, None, None, None, 2, 2, 0.25, True), apart)
+
+
+def test_operands_of_two_dtypes_are_widened(each):
     q, k, v = operands(1, 5, 5, 2, 2, 16)
-    y = each(*(x.bfloat16() for x in (q, k, v)), None, None, 2, 2, 0.25, False)
-    assert_exact(y, exact(*(x.bfloat16().float() for x in (q, k, v)), None, 0.25, False))
+    for mixed in [(q.bfloat16(), k, v), (q, k.bfloat16(), v.half()), tuple(x.half() for x in (q, k, v))]:
+        wide = [x.float() for x in mixed]
+        y = each(*mixed, None, None, 2, 2, 0.25, False)
+        assert torch.equal(y, each(*wide, None, None, 2, 2, 0.25, False))
 
 
 def test_passes_opcheck(each):

@@ -121,7 +121,7 @@ def assert_equal(found, expected):
     assert len(found) == len(expected)
     for y, wanted in zip(found, expected, strict=True):
         assert y.shape == wanted.shape
-        assert y.dtype is torch.float32
+        assert y.dtype is wanted.dtype
         assert torch.equal(y, wanted)
 
 
@@ -421,6 +421,25 @@ def test_what_is_not_finite_stays_in_its_row(kind, value):
     assert y[8:].isfinite().all()
 
 
+@pytest.mark.parametrize("n", [1, 40, 64, 200])
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_results_in_bfloat16(rows, n):
+    w = Writer([draw(rows, 24), draw(rows, 24)])
+    w.inputs[0][0] = torch.nan
+    w.inputs[0][-1] *= 1e30
+    total = w.both("add", "x0", "x1")
+    wide, narrow = w.linear(total, n), w.linear(total, n, activation="relu")
+    q, qparams = w.quantize("x1", "uint8")
+    last, _ = w.linear_bytes(q, qparams, n)
+    program = w.program(wide, f"{narrow}:bfloat16", f"{last}:bfloat16")
+    found, expected = compiled(program), in_python(program)
+    assert [y.dtype for y in found] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    for y, wanted in zip(found, expected, strict=True):
+        assert torch.equal(y.nan_to_num(7.0), wanted.nan_to_num(7.0))
+    fakes = row_program.fake_row_program(*program)
+    assert [(y.shape, y.dtype) for y in fakes] == [(y.shape, y.dtype) for y in found]
+
+
 def test_a_wide_value_fits_in_few_rows():
     """The scratch memory of a block grows with the widest value."""
     w = Writer([draw(50, 8)])
@@ -481,6 +500,10 @@ REFUSED = {
     "v0 = add x0 x0\nreturn x0": "x0 is not the result of a step",
     "v0 = add x0 x0\nreturn v1": "there is no value 'v1'",
     "v0 = add x0 x0\nreturn v0 v0": "v0 is returned twice",
+    "v0 = add x0 x0\nreturn v0:bfloat16": "v0:bfloat16 is not the result of a linear that no step reads",
+    f"v0 = linear x0 c0 c1 c2 - - {LINEAR}\nreturn v0:int8": "a result is bfloat16 or float32, not v0:int8",
+    f"v0 = linear x0 c0 c1 c2 - - {LINEAR}\nreturn v0 v0:bfloat16": "v0 is returned twice",
+    f"v0 = linear x0 c0 c1 c2 - - {LINEAR}\nv1 = add v0 v0\nreturn v0:bfloat16": "is not the result of a linear",
 }
 
 

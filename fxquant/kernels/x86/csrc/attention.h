@@ -26,14 +26,15 @@ inline V::F exponential_below(V::F d) {
   return V::mul(Factors::power(r), Lanes::exponent(shifted));
 }
 
-// What one thread keeps of the unit that it works on.
+// What one thread keeps of the unit that it works on; Number is float or Half.
+template <class Number>
 struct Unit {
   int64_t sequence = -1, head = -1;
   int64_t keys;            // of the sequence
   int64_t count, padded;   // live keys; the same in whole vectors
   bool whole;              // all keys live
   const int32_t* live;     // their places
-  const float *q, *k, *v;  // first row of the sequence
+  const Number *q, *k, *v;  // first row of the sequence
   float* y;
   float* left;             // [kQueries][words of a query], where these are not numbers of q
   float* packed_keys;      // panels [words][32 or, at the end, 16 keys]
@@ -69,8 +70,8 @@ inline __attribute__((always_inline)) void product(const float* left, int64_t le
 }
 
 // Scores of a tile, −inf beyond the keys that each row sees; `top` takes the greatest of each row, lane by lane.
-template <int kRows>
-inline void score(const Attention& op, const Unit& unit, const float* left, int64_t left_stride, const int64_t* seen,
+template <int kRows, class Number>
+inline void score(const Attention& op, const Unit<Number>& unit, const float* left, int64_t left_stride, const int64_t* seen,
                   int64_t padded, V::F* top) {
   const int64_t depth = words_of(op.features);
   const float* right = unit.packed_keys;
@@ -128,29 +129,34 @@ inline V::F exponentials(float* scores, int64_t padded, float top) {
 }
 
 // The keys that a query sees, which are the first so many of the live ones.
-inline int64_t seen_by(const Attention& op, const Unit& unit, int64_t query) {
+template <class Number>
+inline int64_t seen_by(const Attention& op, const Unit<Number>& unit, int64_t query) {
   if (!op.causal) return unit.count;
   if (unit.whole) return std::min(query + 1, unit.count);
   return std::lower_bound(unit.live, unit.live + unit.count, query + 1) - unit.live;
 }
 
 // Rows [row, row + kRows) of one head.
-template <int kRows>
-inline void attend_tile(const Attention& op, const Unit& unit, int64_t head, int64_t row) {
+template <int kRows, class Number>
+inline void attend_tile(const Attention& op, const Unit<Number>& unit, int64_t head, int64_t row) {
   int64_t seen[kRows];
   V::F lanes[8];
   alignas(64) float folded[8];
   for (int r = 0; r < 8; ++r) lanes[r] = V::set(-HUGE_VALF);
   for (int r = 0; r < kRows; ++r) seen[r] = seen_by(op, unit, row + r);
   const int64_t keys = seen[kRows - 1], padded = lanes_of(keys);
-  const float* q = unit.q + row * op.q_stride[1] + head * op.q_stride[2];
-  const float* left = Factors::each == 1 ? q : unit.left;
-  const int64_t left_stride = Factors::each == 1 ? op.q_stride[1] : lanes_of(words_of(op.features));
-  if (Factors::each > 1)
+  const Number* q = unit.q + row * op.q_stride[1] + head * op.q_stride[2];
+  const float* left = unit.left;
+  int64_t left_stride = lanes_of(words_of(op.features));
+  if constexpr (Factors::each == 1 && std::is_same_v<Number, float>) {
+    left = q;
+    left_stride = op.q_stride[1];
+  } else {
     for (int r = 0; r < kRows; ++r)
       for (int64_t d = 0; d < op.features; d += Factors::each * V::lanes)
         V::store(unit.left + r * left_stride + d / Factors::each,
-                 Factors::words(q + r * op.q_stride[1], d, op.features, V::set(1.0f)));
+                 Factors::words(q + r * op.q_stride[1], d, op.features));
+  }
   score<kRows>(op, unit, left, left_stride, seen, padded, lanes);
   if (op.keep || op.bias)
     for (int r = 0; r < kRows; ++r) {
@@ -184,8 +190,8 @@ inline void attend_tile(const Attention& op, const Unit& unit, int64_t head, int
     product<kRows, 1>(unit.scores, unit.score_stride, unit.packed_values + first, stride, words_of(keys), finish);
 }
 
-template <int kRows = kQueries>
-inline void attend_rows(int64_t rows, const Attention& op, const Unit& unit, int64_t head, int64_t row) {
+template <int kRows = kQueries, class Number>
+inline void attend_rows(int64_t rows, const Attention& op, const Unit<Number>& unit, int64_t head, int64_t row) {
   if constexpr (kRows > 1)
     if (rows < kRows) return attend_rows<kRows - 1>(rows, op, unit, head, row);
   attend_tile<kRows>(op, unit, head, row);
@@ -204,17 +210,19 @@ inline bool find_live(const bool* keep, int64_t step, int64_t keys, int32_t* liv
 }
 
 // The row of the i-th live key.
-inline const float* live_row(const Unit& unit, const float* rows, int64_t stride, int64_t i) {
+template <class Number>
+inline const Number* live_row(const Unit<Number>& unit, const Number* rows, int64_t stride, int64_t i) {
   return rows + (unit.whole ? i : unit.live[i]) * stride;
 }
 
-inline void pack_keys(const Attention& op, const Unit& unit, const float* k) {
+template <class Number>
+inline void pack_keys(const Attention& op, const Unit<Number>& unit, const Number* k) {
   const V::F scale = V::set(op.scale);
   const int64_t depth = words_of(op.features);
   for (int64_t t = 0; t < unit.padded; t += V::lanes) {
     const int64_t inside = t % kPanel, width = t - inside + kPanel <= unit.padded ? kPanel : V::lanes;
     float* panel = unit.packed_keys + (t - inside) * depth + inside;
-    const float* row[V::lanes];
+    const Number* row[V::lanes];
     for (int64_t i = 0; i < V::lanes; ++i)  // beyond the last any row will do: it is masked
       row[i] = live_row(unit, k, op.k_stride[1], std::min(t + i, unit.count - 1));
     for (int64_t d = 0; d < depth; d += V::lanes) {
@@ -228,24 +236,29 @@ inline void pack_keys(const Attention& op, const Unit& unit, const float* k) {
   }
 }
 
-inline void pack_values(const Attention& op, const Unit& unit, const float* v) {
+template <class Number>
+inline void pack_values(const Attention& op, const Unit<Number>& unit, const Number* v) {
   const int64_t features = lanes_of(op.features);
   float* out = unit.packed_values;
   for (int64_t t = 0; t < unit.count; t += Factors::each, out += features) {
-    const float* row[Factors::each];
+    const Number* row[Factors::each];
     for (int64_t i = 0; i < Factors::each; ++i)
       row[i] = t + i < unit.count ? live_row(unit, v, op.v_stride[1], t + i) : nullptr;
     for (int64_t d = 0; d < op.features; d += V::lanes) V::store(out + d, Factors::across(row, d, op.features));
   }
 }
 
-inline void take_sequence(const Attention& op, Unit& unit, int64_t sequence, int32_t* live) {
+template <class Number>
+inline void take_sequence(const Attention& op, Unit<Number>& unit, int64_t sequence, int32_t* live) {
   const int64_t start = op.offsets ? op.offsets[sequence] : 0, batch = op.offsets ? 0 : sequence;
   unit.sequence = sequence;
   unit.keys = op.offsets ? op.offsets[sequence + 1] - start : op.keys;
-  unit.q = op.q + batch * op.q_stride[0] + start * op.q_stride[1];
-  unit.k = op.k + batch * op.k_stride[0] + start * op.k_stride[1];
-  unit.v = op.v + batch * op.v_stride[0] + start * op.v_stride[1];
+  const auto first = [&](const void* of, const int64_t* stride) {
+    return static_cast<const Number*>(of) + batch * stride[0] + start * stride[1];
+  };
+  unit.q = first(op.q, op.q_stride);
+  unit.k = first(op.k, op.k_stride);
+  unit.v = first(op.v, op.v_stride);
   unit.y = op.y + (batch * op.queries + start) * op.y_stride;
   const bool* keep = op.padding ? op.padding + sequence * op.padding_stride[0] : nullptr;
   unit.whole = !find_live(keep, op.padding_stride[1], unit.keys, live, unit.count);
@@ -261,7 +274,8 @@ inline int64_t room_for(const Attention& op, int64_t keys) {
 }
 
 // Pack keys and values of a head of the sequence that `unit` is at; `room` holds what `room_for` counts.
-inline void take_head(const Attention& op, Unit& unit, int64_t head, float* room) {
+template <class Number>
+inline void take_head(const Attention& op, Unit<Number>& unit, int64_t head, float* room) {
   const int64_t features = lanes_of(op.features);
   unit.head = head;
   unit.left = room;
@@ -274,14 +288,15 @@ inline void take_head(const Attention& op, Unit& unit, int64_t head, float* room
   pack_values(op, unit, unit.v + head * op.v_stride[2]);
 }
 
-void attention(const Attention& op, Tasks& tasks, int64_t part) {
+template <class Number>
+inline void attention_of(const Attention& op, Tasks& tasks, int64_t part) {
   thread_local std::vector<float> memory;
   thread_local std::vector<int32_t> live;
   memory.resize(std::max<size_t>(memory.size(), room_for(op, op.keys) + 16));
   live.resize(std::max<size_t>(live.size(), op.keys + 1));
   float* room = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
   const int64_t group = op.heads / op.kv_heads;
-  Unit unit;
+  Unit<Number> unit;
   for (int64_t task; (task = tasks.take(part)) >= 0;) {
     // The last rows of a causal head see most: they come first.
     const int64_t block = op.blocks - 1 - task % op.blocks, rest = task / op.blocks, place = rest / group;
@@ -296,4 +311,8 @@ void attention(const Attention& op, Tasks& tasks, int64_t part) {
       attend_rows(end - row, op, unit, head * group + rest % group, row);
   }
   if (memory.size() > kKept) std::vector<float>().swap(memory);
+}
+
+void attention(const Attention& op, Tasks& tasks, int64_t part) {
+  op.half ? attention_of<Half>(op, tasks, part) : attention_of<float>(op, tasks, part);
 }

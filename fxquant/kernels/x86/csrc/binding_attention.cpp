@@ -23,10 +23,10 @@ struct Heads {
   int64_t batch, positions, features;
   int64_t stride[3];  // batch, position, head
 
-  Heads(const Tensor& x, int64_t heads, const char* name) : held(x) {
+  Heads(const Tensor& x, int64_t heads, bool half, const char* name) : held(x) {
     TORCH_CHECK(x.dim() == 3 || x.dim() == 4, "fxquant: attention's ", name, " has ", x.dim(),
                 " dimensions; it takes (batch, positions, heads·features) or (batch, positions, heads, features)");
-    if (held.scalar_type() != at::kFloat) held = held.to(at::kFloat);  // under autocast others hand on half precision
+    if (!half && held.scalar_type() != at::kFloat) held = held.to(at::kFloat);
     if (held.stride(-1) != 1 && held.size(-1) > 1) held = held.contiguous();
     batch = held.size(0);
     positions = held.size(1);
@@ -43,7 +43,9 @@ struct Heads {
     stride[1] = held.stride(1);
   }
 
-  const float* head(int64_t h) const { return held.const_data_ptr<float>() + h * stride[2]; }
+  const void* head(int64_t h) const {
+    return static_cast<const char*>(held.const_data_ptr()) + h * stride[2] * held.element_size();
+  }
 };
 
 void copy(const int64_t (&from)[3], int64_t* to) { std::copy(from, from + 3, to); }
@@ -100,16 +102,19 @@ Tensor attention(const Tensor& q_, const optional<Tensor>& k_, const optional<Te
               " heads cannot share ", kv_heads, " key heads evenly");
   TORCH_CHECK(k_.has_value() == v_.has_value(), "fxquant: attention takes both key and value, or neither");
   TORCH_CHECK(k_ || q_.dim() == 3, "fxquant: attention's merged query, key and value have 3 dimensions, not ", q_.dim());
-  const Heads q(q_, k_ ? heads : heads + 2 * kv_heads, k_ ? "query" : "merged query, key and value");
-  const optional<Heads> k = k_ ? optional<Heads>(Heads(*k_, kv_heads, "key")) : std::nullopt;
-  const optional<Heads> v = v_ ? optional<Heads>(Heads(*v_, kv_heads, "value")) : std::nullopt;
+  const auto is_half = [](const Tensor& x) { return x.scalar_type() == at::kBFloat16; };
+  const bool half = is_half(q_) && (!k_ || (is_half(*k_) && is_half(*v_)));
+  const Heads q(q_, k_ ? heads : heads + 2 * kv_heads, half, k_ ? "query" : "merged query, key and value");
+  const optional<Heads> k = k_ ? optional<Heads>(Heads(*k_, kv_heads, half, "key")) : std::nullopt;
+  const optional<Heads> v = v_ ? optional<Heads>(Heads(*v_, kv_heads, half, "value")) : std::nullopt;
   if (k)
     for (const Heads* other : {&*k, &*v})
       TORCH_CHECK(other->batch == q.batch && other->features == q.features && other->positions == k->positions,
                   "fxquant: attention's query, key and value do not fit: ", q_.sizes(), ", ", k_->sizes(), ", ",
                   v_->sizes());
-  Tensor y = at::empty({q.batch, q.positions, heads * q.features}, q.held.options());
+  Tensor y = at::empty({q.batch, q.positions, heads * q.features}, q.held.options().dtype(at::kFloat));
   fxq::Attention op{};
+  op.half = half;
   op.heads = heads;
   op.kv_heads = kv_heads;
   op.features = q.features;

@@ -337,15 +337,28 @@ class Call {
     out.bytes = true;
   }
 
-  void add_result(const std::string& name) {
+  void add_result(const std::string& word) {
+    const std::string name = word.substr(0, word.find(':'));
     TORCH_CHECK(name[0] == 'v', "fxquant::x86_row_program: ", name, " is not the result of a step");
-    fxq::Value& result = program_.values[floats(name)];
-    TORCH_CHECK(std::count(source_.results.begin(), source_.results.end(), name) == 1, "fxquant::x86_row_program: ", name,
-                " is returned twice");
+    const int index = floats(name);
+    fxq::Value& result = program_.values[index];
+    TORCH_CHECK(!result.data && !result.half, "fxquant::x86_row_program: ", name, " is returned twice");
     auto shape = lead_;
     shape.push_back(result.width);
-    results_.push_back(at::empty(shape, at::TensorOptions().dtype(at::kFloat)));
-    result.data = results_.back().mutable_data_ptr<float>();
+    const bool half = word != name;
+    results_.push_back(at::empty(shape, at::TensorOptions().dtype(half ? at::kBFloat16 : at::kFloat)));
+    if (half) result.half = half_of(word, index);
+    else result.data = results_.back().mutable_data_ptr<float>();
+  }
+
+  fxq::Half* half_of(const std::string& word, int index) {
+    TORCH_CHECK(word.substr(word.find(':')) == ":bfloat16", "fxquant::x86_row_program: a result is bfloat16 or float32, not ",
+                word);
+    const StepKind kind = program_.steps[index - program_.first()].kind;
+    bool alone = kind == StepKind::linear || kind == StepKind::linear_bytes;
+    for (const fxq::Step& step : program_.steps) alone &= step.a != index && step.b != index;
+    TORCH_CHECK(alone, "fxquant::x86_row_program: ", word, " is not the result of a linear that no step reads");
+    return reinterpret_cast<fxq::Half*>(results_.back().mutable_data_ptr<at::BFloat16>());
   }
 
   const Source& source_;

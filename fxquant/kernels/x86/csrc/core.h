@@ -17,6 +17,8 @@ constexpr int64_t kDepth = 4;     // depths that one dot-product lane takes
 // Features of a linear up to which all its sums fit: those of weights the two halves of epilogue.h.
 constexpr int64_t kDeepest = 33025;
 
+using Half = uint16_t;  // the bits of a bfloat16
+
 enum class Activation { none, relu, gelu, gelu_tanh, silu };
 
 // How a float row becomes bytes: q = clamp(round(x / S) + Z, qmin, qmax), stored as q + shift in u8.
@@ -46,6 +48,7 @@ struct Linear {
   const float* residual;  // [rows][n], or null
   Activation activation;
   float* y;     // [rows][n] float32, or null
+  Half* y_half;  // [rows][n] bfloat16, rounded to the nearest, or null
   uint8_t* y_q;  // [rows][n] bytes: clamp(round(y / out_scale) + out_zero_point, qmin, qmax), or null
   float out_scale;
   int32_t out_zero_point, out_qmin, out_qmax;
@@ -80,7 +83,8 @@ struct WeightOnly {
 
 // softmax(q·kᵀ·scale + mask)·v. Strides are in elements; the features of a head are contiguous.
 struct Attention {
-  const float *q, *k, *v;
+  const void *q, *k, *v;  // bfloat16 where `half`, else float32
+  bool half;
   int64_t q_stride[3], k_stride[3], v_stride[3];  // batch, position, head
   float* y;                                       // [batch][queries][heads][features]
   int64_t y_stride;                               // of a position

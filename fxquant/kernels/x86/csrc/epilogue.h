@@ -95,7 +95,11 @@ inline void finish_columns(const Linear& op, const Columns& columns, int64_t c, 
   }
 }
 
-// The rows of a tile. Where the block has fewer than 64 columns, or the result is bytes, they pass through a buffer.
+inline void store_halves(const float* y, Half* half) {
+  for (int64_t c = 0; c < kColumns; c += V::lanes) V::store_half(half + c, V::load(y + c));
+}
+
+// The rows of a tile. Where the block has fewer than 64 columns, or the result is not float32, they pass through a buffer.
 template <Activation A, int64_t kRows>
 inline void finish_as(const Linear& op, const Columns& columns, int64_t row, int64_t rows, const int32_t* acc) {
   const int64_t place = row * op.n + columns.first;
@@ -114,8 +118,13 @@ inline void finish_as(const Linear& op, const Columns& columns, int64_t row, int
   if (op.y && !whole)
     for (int64_t r = 0; r < rows; ++r)
       std::memcpy(op.y + place + r * op.n, local + r * kColumns, columns.count * sizeof(float));
-  if (!op.y_q) return;
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; op.y_half && r < rows; ++r) {
+    alignas(64) Half halves[kColumns];
+    Half* to = op.y_half + place + r * op.n;
+    store_halves(y + r * stride, whole ? to : halves);
+    if (!whole) std::memcpy(to, halves, columns.count * sizeof(Half));
+  }
+  for (int64_t r = 0; op.y_q && r < rows; ++r) {
     alignas(64) uint8_t bytes[kColumns];
     store_quantized(op, y + r * stride, bytes);
     std::memcpy(op.y_q + place + r * op.n, bytes, columns.count);

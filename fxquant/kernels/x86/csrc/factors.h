@@ -4,15 +4,19 @@
 struct Factors {
   static constexpr int64_t each = 1;  // factors in a word of 32 bits
   static V::F multiply(V::F a, V::F b, V::F sum) { return V::fma(a, b, sum); }
-  // Words from `place` on of a row of `count` numbers, zeros beyond, times `scale`.
-  static V::F words(const float* row, int64_t place, int64_t count, V::F scale) {
-    const int64_t left = count - place;
-    return V::mul(left >= V::lanes ? V::load(row + place) : Lanes::load_first(row + place, left), scale);
+  // Words from `place` on of a row of `count` numbers, zeros beyond; times `scale`.
+  template <class Number>
+  static V::F words(const Number* row, int64_t place, int64_t count) {
+    return Lanes::load_first(row + place, count - place);
+  }
+  template <class Number>
+  static V::F words(const Number* row, int64_t place, int64_t count, V::F scale) {
+    return V::mul(words(row, place, count), scale);
   }
   // Words of the numbers at `place` of as many rows as a word has factors, which is one.
-  static V::F across(const float* const* row, int64_t place, int64_t count) {
-    const int64_t left = count - place;
-    return left >= V::lanes ? V::load(row[0] + place) : Lanes::load_first(row[0] + place, left);
+  template <class Number>
+  static V::F across(const Number* const* row, int64_t place, int64_t count) {
+    return words(row[0], place, count);
   }
   // 2ʳ for |r| ≤ 1/2, to 2e-7 of it.
   static V::F power(V::F r) {

@@ -6,10 +6,16 @@ struct Factors {
   static V::F multiply(V::F a, V::F b, V::F sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
   }
-  // Words from `place` on of a row of `count` numbers, zeros beyond, times `scale`.
-  static V::F words(const float* row, int64_t place, int64_t count, V::F scale) {
+  // Words from `place` on of a row of `count` numbers, zeros beyond; times `scale`.
+  static V::F words(const float* row, int64_t place, int64_t count) { return words(row, place, count, V::set(1.0f)); }
+  static V::F words(const Half* row, int64_t place, int64_t count) {
     const int64_t left = count - place;
-    if (left >= 2 * V::lanes) return pack(V::mul(V::load(row + place), scale), V::mul(V::load(row + place + 16), scale));
+    const __mmask32 first = left >= 32 ? 0xFFFFFFFF : (1u << left) - 1;
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(first, row + place));
+  }
+  template <class Number>
+  static V::F words(const Number* row, int64_t place, int64_t count, V::F scale) {
+    const int64_t left = count - place;
     return pack(V::mul(Lanes::load_first(row + place, left), scale),
                 V::mul(Lanes::load_first(row + place + 16, left - 16), scale));
   }
@@ -20,6 +26,11 @@ struct Factors {
     const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both));
     const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
     return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+  static V::F across(const Half* const* row, int64_t place, int64_t count) {
+    const V::F low = Lanes::load_first(row[0] + place, count - place);
+    const V::F high = row[1] ? Lanes::load_first(row[1] + place, count - place) : V::set(0.0f);
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_srli_epi32(V::bits(low), 16), V::bits(high)));
   }
   // 2ʳ for |r| ≤ 1/2, to 1e-4 of it; bfloat16 rounds to 4e-3.
   static V::F power(V::F r) {

@@ -9,6 +9,12 @@ struct Lanes {
   }
   // The first n lanes from memory, zeros beyond.
   static V::F load_first(const float* p, int64_t n) { return _mm256_maskload_ps(p, first(n)); }
+  static V::F load_first(const Half* p, int64_t n) {
+    alignas(16) Half some[8] = {};
+    if (n < 8) std::memcpy(some, p, n > 0 ? n * sizeof(Half) : 0);
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(n < 8 ? some : p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
   static void store_first(float* p, V::F v, int64_t n) { _mm256_maskstore_ps(p, first(n), v); }
   // v in the first n lanes, −inf beyond.
   static V::F keep_first(V::F v, int64_t n) { return choose(v, first(n)); }

@@ -5,6 +5,10 @@ struct Lanes {
   static __mmask16 first(int64_t n) { return n >= 16 ? 0xFFFF : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1); }
   // The first n lanes from memory, zeros beyond.
   static V::F load_first(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+  static V::F load_first(const Half* p, int64_t n) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
   static void store_first(float* p, V::F v, int64_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
   // v in the first n lanes, −inf beyond.
   static V::F keep_first(V::F v, int64_t n) { return _mm512_mask_mov_ps(V::set(-HUGE_VALF), first(n), v); }

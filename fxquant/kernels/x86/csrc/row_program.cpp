@@ -108,7 +108,9 @@ struct Block {
       op.per_row = 0;
     }
     if (step.b >= 0) op.residual = floats(step.b);
-    if (program.values[out].bytes) op.y_q = start(out);
+    const Value& value = program.values[out];
+    if (value.bytes) op.y_q = start(out);
+    else if (value.half) op.y_half = value.half + row * value.width;
     else op.y = floats(out);
     return op;
   }
@@ -158,7 +160,7 @@ int64_t memory_size(const Program& program, int64_t scratch, int64_t capacity) {
 int64_t common_width(const Program& program, const Step& step, int out) {
   int64_t common = 0;
   for (const int v : {out, step.a, step.b}) {
-    if (v < program.first() || program.values[v].data) continue;
+    if (v < program.first() || program.values[v].data || program.values[v].half) continue;
     const int64_t width = program.values[v].stride() * (program.values[v].bytes ? 1 : sizeof(float));
     common = common == 0 || common == width ? width : -1;
   }
@@ -188,7 +190,7 @@ int64_t place(Program& program) {
   int64_t total = 0;
   for (int i = 0; i < static_cast<int>(program.steps.size()); ++i) {
     Value& value = program.values[first + i];
-    if (value.data) continue;
+    if (value.data || value.half) continue;
     const int64_t size = (value.stride() * (value.bytes ? 1 : 4) + kAlign - 1) / kAlign * kAlign;
     std::erase_if(taken, [i](const Hole& hole) { return hole.until < i; });
     std::sort(taken.begin(), taken.end(), [](const Hole& a, const Hole& b) { return a.offset < b.offset; });

@@ -34,7 +34,8 @@ struct Value {
   bool bytes = false;            // u8, rows padded to whole depths
   int32_t shift = 0;             // 128 where the bytes are s8, moved to u8
   const int64_t* ids = nullptr;  // of an input of indices
-  float* data = nullptr;         // an input or a result in memory; null: scratch
+  float* data = nullptr;         // an input or a result in memory
+  Half* half = nullptr;          // a result in memory, of a linear that no other step reads; else scratch
   int64_t cycle = 0;             // rows of an input that has fewer: row r is its row r mod cycle. 0: it has all
   int64_t offset = 0;            // in scratch, in bytes a row
 

@@ -46,6 +46,14 @@ struct V {
     const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), both);
   }
+  // As bfloat16, rounded to the nearest, half to even.
+  static void store_half(Half* p, F v) {
+    const I x = bits(v), odd = _mm256_and_si256(_mm256_srli_epi32(x, 16), seti(1));
+    I y = _mm256_srli_epi32(_mm256_add_epi32(x, _mm256_add_epi32(odd, seti(0x7FFF))), 16);
+    y = _mm256_blendv_epi8(y, seti(0x7FC0), _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+    const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(y, y), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(halves));
+  }
   static I bits(F v) { return _mm256_castps_si256(v); }
   static I andi(I a, I b) { return _mm256_and_si256(a, b); }
   static I maxi(I a, I b) { return _mm256_max_epi32(a, b); }

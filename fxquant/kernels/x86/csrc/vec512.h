@@ -43,6 +43,13 @@ struct V {
   static void store_bytes(uint8_t* p, I v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
   }
+  // As bfloat16, rounded to the nearest, half to even.
+  static void store_half(Half* p, F v) {
+    const I x = bits(v), odd = _mm512_and_si512(_mm512_srli_epi32(x, 16), seti(1));
+    I y = _mm512_srli_epi32(_mm512_add_epi32(x, _mm512_add_epi32(odd, seti(0x7FFF))), 16);
+    y = _mm512_mask_mov_epi32(y, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), seti(0x7FC0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(y));
+  }
   static I bits(F v) { return _mm512_castps_si512(v); }
   static I andi(I a, I b) { return _mm512_and_si512(a, b); }
   static I maxi(I a, I b) { return _mm512_max_epi32(a, b); }

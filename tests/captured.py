@@ -1,0 +1,23 @@
+"""The tiny models of `models` with their graphs, captured once a process, as that takes seconds."""
+
+from functools import cache
+
+import models
+from torch import Tensor, fx, nn
+
+import fxquant as fxq
+
+
+@cache
+def captured(name: str) -> tuple[nn.Module, dict[str, Tensor], fx.GraphModule]:
+    """Return a model, its inputs and its captured graph, which the stages leave as they are; tests must, too."""
+    model, inputs = models.EVERY[name]()
+    return model, inputs, fxq.capture(model, inputs)
+
+
+@cache
+def converted(name: str, recipe: str = "dynamic") -> fx.GraphModule:
+    """Return a model's Q/DQ graph for x86, calibrated with its inputs; it must not be changed."""
+    _, inputs, graph = captured(name)
+    prepared = fxq.prepare(graph, "x86", recipe)
+    return fxq.convert(fxq.calibrate(prepared, [inputs], progress=False) if recipe == "static" else prepared)
