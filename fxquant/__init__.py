@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fxquant.artifact import load, save
 from fxquant.backends import Backend, load_backend
 from fxquant.calibration import calibrate
+from fxquant.capture_generation import capture_generation
 from fxquant.errors import (
     ArtifactError,
     CalibrationError,
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "capture",
+    "capture_generation",
     "compare",
     "convert",
     "ledger",

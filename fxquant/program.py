@@ -6,19 +6,33 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, suggest
+from fxquant.generation.generator import WAYS, generator_of, on_device_of
 from fxquant.graph.rebuild import tensor_key
 from fxquant.registry import Registry
 
 Adapter = Callable[[Mapping[str, fx.GraphModule], tuple[Any, ...], dict[str, Any]], Any]
 ADAPTERS: Registry[Adapter] = Registry("adapter")
 _PREFIX = "graph_"  # of the graphs' attributes; a module may not have a child called "forward"
-NEEDS: dict[str, tuple[str, ...]] = {"forward": ("forward",)}  # the graphs that each adapter calls
+# the graphs that each adapter calls
+NEEDS: dict[str, tuple[str, ...]] = {"forward": ("forward",), **{name: way.needs for name, way in WAYS.items()}}
 
 
 @ADAPTERS.register("forward")
 def call_forward(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call the graph named "forward" as the model was called."""
     return graphs["forward"](*args, **kwargs)
+
+
+@ADAPTERS.register("decoder")
+def call_decoder(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call the graph named "step" as the decoder-only model was called, with its cache or without."""
+    return WAYS["decoder"].forward(graphs)(*args, **kwargs)
+
+
+@ADAPTERS.register("encoder-decoder")
+def call_encoder_decoder(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call "encoder", "cross" and "step" as the model was called, with its cache or without."""
+    return WAYS["encoder-decoder"].forward(graphs)(*args, **kwargs)
 
 
 class Program(nn.Module):
@@ -29,13 +43,19 @@ class Program(nn.Module):
     Args:
         graphs: captured graphs by name; their tensors are shared, not copied.
         adapter: the name of an entry of `ADAPTERS`.
+        model: the model's own code around the graphs, without tensors; for adapters that generate.
 
     Raises:
         ConfigError: an unknown adapter, a graph that it needs and does not find, or no plain name for a graph.
     """
 
-    def __init__(self, graphs: Mapping[str, fx.GraphModule], adapter: str = "forward") -> None:
+    def __init__(
+        self, graphs: Mapping[str, fx.GraphModule], adapter: str = "forward", model: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        # no submodules: they hold none of the program's tensors
+        self.__dict__["_model"] = model
+        self.__dict__["_generator"] = None
         self._adapter = ADAPTERS[adapter]
         self.adapter = adapter
         for name in NEEDS.get(adapter, ()):
@@ -60,7 +80,7 @@ class Program(nn.Module):
 
     def map(self, verb: Callable[[fx.GraphModule], fx.GraphModule]) -> "Program":
         """Return a program of what `verb` makes of each graph, with the same adapter."""
-        return Program({name: verb(gm) for name, gm in self.graphs.items()}, self.adapter)
+        return Program({name: verb(gm) for name, gm in self.graphs.items()}, self.adapter, self.__dict__["_model"])
 
     def tensors(self) -> dict[str, Tensor]:
         """Return each tensor once, by the name that `names` gives it."""
@@ -85,6 +105,29 @@ class Program(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the graphs as the adapter does."""
         return self._adapter(self.graphs, args, kwargs)
+
+    @property
+    def generator(self) -> Any:
+        """The model's own class of transformers, whose forward calls the graphs; it holds no weights.
+
+        Raises:
+            ConfigError: the program's graphs do not generate, or the installed transformers lacks the model's class.
+        """
+        if self.adapter not in WAYS:
+            advice = "quantize a transformers model that can generate, called with ids and masks alone"
+            raise ConfigError(f"a program of {', '.join(self.graphs)} does not generate: {advice}")
+        if self.__dict__["_generator"] is None:
+            self.__dict__["_generator"] = generator_of(self.__dict__["_model"], self.graphs, WAYS[self.adapter])
+        return on_device_of(self.__dict__["_generator"], self.graphs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate by the model's own code: greedy, sampling, beams, streaming; arguments as for the model's generate.
+
+        Raises:
+            ConfigError: as for `generator`.
+            InputError: the model's code calls the graphs with what they do not take, such as a static cache.
+        """
+        return self.generator.generate(*args, **kwargs)
 
     def _share(self) -> None:
         first: dict[Any, Tensor] = {}

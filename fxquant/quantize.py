@@ -8,7 +8,8 @@ from torch import fx, nn
 
 from fxquant.backends import Backend
 from fxquant.calibration import calibrate
-from fxquant.errors import ConfigError, CoverageError, FxQuantError
+from fxquant.capture_generation import capture_generation, generates
+from fxquant.errors import CaptureError, ConfigError, CoverageError, FxQuantError
 from fxquant.graph import edit
 from fxquant.graph.capture import capture
 from fxquant.ledger import Ledger, read_ledger
@@ -32,7 +33,8 @@ def quantize(
     """Capture, prepare, calibrate, convert and lower a model in one call.
 
     Args:
-        model: any module in float32; left as it is.
+        model: any module in float32, or what `capture` or `capture_generation` made of one; left as it is. A model
+            that generates becomes a `Program` with `generate`.
         example_inputs: keyword arguments as a dict, or a tuple, as the model is called.
         backend: a packaged backend's name, the path of a backend file, or a Backend.
         recipe: a packaged recipe's name, the path of a recipe file, or a Recipe.
@@ -61,15 +63,33 @@ def quantize(
     return lowered
 
 
-def _captured(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
-    """Return the graph of a model; one that is captured already is taken as it is."""
-    stage = edit.marks(model).get("stage") if isinstance(model, fx.GraphModule) else None
-    if stage is None:
+def _captured(model: nn.Module, example_inputs: Any) -> fx.GraphModule | Program:
+    """Return the graphs of a model; what is captured already is taken as it is."""
+    if isinstance(model, Program):
+        stages = {edit.marks(gm).get("stage") for gm in model.graphs.values()}
+    else:
+        stages = {edit.marks(model).get("stage")} if isinstance(model, fx.GraphModule) else {None}
+    if stages == {"captured"}:
+        assert isinstance(model, fx.GraphModule | Program)
+        return model
+    if stages == {None}:
+        return _capture(model, example_inputs)
+    found = ", ".join(sorted(map(str, stages)))
+    raise FxQuantError(f"quantize takes a model or a captured graph, got one that is {found} already")
+
+
+def _capture(model: nn.Module, example_inputs: Any) -> fx.GraphModule | Program:
+    """Capture for generation where the model generates, and its whole forward where it does not, or not so."""
+    if not generates(model):
         return capture(model, example_inputs)
-    if stage != "captured":
-        raise FxQuantError(f"quantize takes a model or a captured graph, got one that is {stage} already")
-    assert isinstance(model, fx.GraphModule)
-    return model
+    try:
+        return capture_generation(model, example_inputs)
+    except CaptureError as error:
+        gm = capture(model, example_inputs)
+        record = edit.marks(gm)["capture"]
+        failed = [{"rung": "generation", "reason": str(error)}, *record.get("failed", [])]
+        edit.mark(gm, capture={**record, "failed": failed})
+        return gm
 
 
 def needs_calibration(graph: fx.GraphModule | Program) -> bool:
