@@ -10,7 +10,7 @@ from fxquant.backends import Backend
 from fxquant.calibration import calibrate
 from fxquant.errors import ConfigError, CoverageError, FxQuantError
 from fxquant.graph import edit
-from fxquant.graph.capture import capture
+from fxquant.ladder import capture
 from fxquant.ledger import Ledger, read_ledger
 from fxquant.observers import Observer
 from fxquant.passes.unpad import check_padded_outputs
@@ -61,7 +61,7 @@ def quantize(
     return lowered
 
 
-def _captured(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
+def _captured(model: nn.Module, example_inputs: Any) -> fx.GraphModule | Program:
     """Return the graph of a model; one that is captured already is taken as it is."""
     stage = edit.marks(model).get("stage") if isinstance(model, fx.GraphModule) else None
     if stage is None:
@@ -81,7 +81,7 @@ def ledger(graph: fx.GraphModule | Program) -> Ledger:
     """Return what was done to each op of a graph, or of all graphs of a Program."""
     if isinstance(graph, Program):
         parts = [read_ledger(gm) for gm in graph.graphs.values()]
-        return Ledger(tuple(row for part in parts for row in part.rows), parts[0].stage)
+        return Ledger(tuple(row for part in parts for row in part.rows), parts[0].stage, parts[0].capture)
     if not isinstance(graph, fx.GraphModule):
         raise FxQuantError(f"ledger takes a graph or a Program from fxquant, got a {type(graph).__name__}")
     return read_ledger(graph)

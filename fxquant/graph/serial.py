@@ -90,7 +90,10 @@ def from_data(data: Any, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     root = nn.Module()
     for name in names:
         _attach(root, name, tensors[name])
-    gm = fx.GraphModule(root, graph, class_name="LoadedGraph")
+    try:
+        gm = fx.GraphModule(root, graph, class_name="LoadedGraph")
+    except SyntaxError as error:  # an altered value may stand where no such value can
+        raise ArtifactError(f"a graph of the file cannot be run: {error}") from None
     gm.meta[edit.KEY] = data["marks"]
     for node in graph.nodes:
         if node.op == "get_attr":
