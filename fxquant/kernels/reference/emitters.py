@@ -2,16 +2,19 @@
 
 import torch
 
-from fxquant.kernels.emit import LINEARS, embedding_emitter, linear_emitter, matmul_emitter
-from fxquant.kernels.reference import embedding, linear, matmul
+from fxquant.kernels.emit import LINEARS, embedding_emitter, grouped_emitter, linear_emitter, matmul_emitter
+from fxquant.kernels.reference import embedding, grouped, linear, matmul
 from fxquant.kernels.table import emitter
 
-__all__ = ["embedding", "linear", "matmul"]  # importing them defines the ops
+__all__ = ["embedding", "grouped", "linear", "matmul"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 
 emitter("reference", "linear_int8", serves=LINEARS, needs=("weight",))(
     linear_emitter(ops.linear_int8.default, ops.linear_weight_int8.default)
+)
+emitter("reference", "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(
+    grouped_emitter(ops.grouped_linear_int8.default, ops.grouped_linear_weight_int8.default)
 )
 emitter("reference", "embedding_int8", serves=("embedding",), needs=("weight",))(
     embedding_emitter(ops.embedding_int8.default)
