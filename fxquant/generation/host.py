@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import CaptureError
 from fxquant.generation.skeleton import sharing
-from fxquant.graph.capture import capture
+from fxquant.graph.capture import capture_whole, checked_example
 from fxquant.graph.signature import SignatureCodeGen, signature_of
 
 Flat = Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
@@ -37,7 +37,8 @@ def capture_flat(model: nn.Module, flat: Flat, inputs: dict[str, Tensor], length
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     host = sharing(model)
     host.__class__ = type(own.__name__, (own,), {"forward": forward})
-    gm = capture(host, inputs)
+    # Limits of sizes that an export only assumes are dropped below.
+    gm, _ = capture_whole(host, checked_example(host, inputs), True, lambda *_: None)
     _free(gm, lengths)
     return gm
 
