@@ -18,6 +18,7 @@ from fxquant.errors import (
 )
 from fxquant.evaluation.compare import Comparison, compare
 from fxquant.graph.capture import capture
+from fxquant.integrations.dynamo import compiled, register
 from fxquant.ledger import Ledger
 from fxquant.program import Program
 from fxquant.quantize import ledger, quantize
@@ -29,6 +30,8 @@ try:
     __version__ = version("fxquant")
 except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
+
+register()
 
 __all__ = [
     "ArtifactError",
@@ -51,6 +54,7 @@ __all__ = [
     "calibrate",
     "capture",
     "compare",
+    "compiled",
     "convert",
     "ledger",
     "load",
