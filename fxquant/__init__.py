@@ -18,6 +18,7 @@ from fxquant.errors import (
     InputError,
 )
 from fxquant.evaluation.compare import Comparison, compare
+from fxquant.integrations.dynamo import compiled, register
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
 from fxquant.program import Program
@@ -30,6 +31,8 @@ try:
     __version__ = version("fxquant")
 except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
+
+register()
 
 __all__ = [
     "ArtifactError",
@@ -53,6 +56,7 @@ __all__ = [
     "capture",
     "capture_generation",
     "compare",
+    "compiled",
     "convert",
     "ledger",
     "load",
