@@ -19,6 +19,7 @@ def inference(model: nn.Module, attention: str | None = None) -> Iterator[None]:
     if attention is not None:
         changes += [(config, "_attn_implementation", attention) for config in configs(model, "_attn_implementation")]
     before = [(config, name, getattr(config, name)) for config, name, _ in changes]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         model.eval()
         for config, name, value in changes:
@@ -30,6 +31,9 @@ def inference(model: nn.Module, attention: str | None = None) -> Iterator[None]:
             setattr(config, name, value)
         for module, flag in training:
             module.training = flag
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):
+                buffer.data.copy_(value)
 
 
 def configs(model: nn.Module, attribute: str) -> list[Any]:
