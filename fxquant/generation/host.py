@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.errors import CaptureError
+from fxquant.errors import CaptureError, FxQuantWarning
 from fxquant.generation.skeleton import sharing
+from fxquant.graph import edit
 from fxquant.graph.capture import capture
 from fxquant.graph.signature import SignatureCodeGen, signature_of
 
@@ -37,9 +39,22 @@ def capture_flat(model: nn.Module, flat: Flat, inputs: dict[str, Tensor], length
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     host = sharing(model)
     host.__class__ = type(own.__name__, (own,), {"forward": forward})
-    gm = capture(host, inputs)
+    with warnings.catch_warnings():  # of sizes that are fixed: those that may not be are errors here
+        warnings.simplefilter("ignore", FxQuantWarning)
+        gm = capture(host, inputs)
+    _drop_dead(gm)
     _free(gm, lengths)
     return gm
+
+
+def _drop_dead(gm: fx.GraphModule) -> None:
+    """Erase what no output needs, dropouts among it, which torch keeps for the random numbers that they draw."""
+    gm.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _writes(node))
+    edit.sweep(gm)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _free(gm: fx.GraphModule, lengths: Sequence[str]) -> None:
