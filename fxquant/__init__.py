@@ -18,7 +18,7 @@ from fxquant.errors import (
     InputError,
 )
 from fxquant.evaluation.compare import Comparison, compare
-from fxquant.graph.capture import capture
+from fxquant.ladder import capture
 from fxquant.ledger import Ledger
 from fxquant.program import Program
 from fxquant.quantize import ledger, quantize

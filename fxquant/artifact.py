@@ -193,7 +193,7 @@ def _lower(
         return stages.lower(graph, backend, padded_outputs=padded_outputs)
     except FxQuantError as error:
         raise ArtifactError(f"it cannot be lowered: {error}; lower=False gives its Q/DQ graph") from error
-    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError) as error:
         found = f"{type(error).__name__}: {error}"
         raise ArtifactError(
             f"what {GRAPH} says of its ops does not fit them ({found}); lower=False ignores it"

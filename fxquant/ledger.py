@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tabulate import tabulate
@@ -15,6 +15,7 @@ from fxquant.passes.claims import UNINTENDED, Claim, Reason, computed_ops
 from fxquant.spec import QuantSpec
 
 FAMILIES = (LINEAR, ATTENTION, CONVOLUTION)
+_SHOWN = 240  # characters of a reason in the summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +49,12 @@ class Ledger:
     """The rows of a graph in its order, and shares of multiply-accumulates.
 
     `stage` is "captured", "prepared", "converted" or "lowered"; coverage is planned until the graph is lowered.
+    `capture` names the `rung` by which the model was captured, and what `failed` above it, each with its `reason`.
     """
 
     rows: tuple[Row, ...]
     stage: str
+    capture: dict[str, Any] = field(default_factory=dict)
 
     @property
     def coverage(self) -> float:
@@ -68,12 +71,14 @@ class Ledger:
     def unintended(self) -> tuple[Row, ...]:
         """Ops that stay in float although nobody asked for it; errors under `strict=True`."""
         codes = {str(code) for code in UNINTENDED} | {"fallback"}
-        return tuple(row for row in self.rows if row.code in codes)
+        return tuple(row for row in self.rows if row.code in codes or _is_lost(row))
 
     def summary(self) -> str:
         """Return coverage in one line a family."""
         planned = "" if self.stage == "lowered" else " (planned)"
-        lines = [f"low-precision share of multiply-accumulates{planned}: {self.coverage:.1%}"]
+        lines = [f"captured as: {self.capture['rung']}"] if self.capture else []
+        lines += [f"  not as {each['rung']}: {_short(each['reason'])}" for each in self.capture.get("failed", ())]
+        lines += [f"low-precision share of multiply-accumulates{planned}: {self.coverage:.1%}"]
         for name in FAMILIES:
             rows = [row for row in self.rows if row.family == name]
             if rows:
@@ -94,21 +99,49 @@ class Ledger:
 
     def to_json(self) -> str:
         """Return rows and shares as JSON."""
-        data = {"stage": self.stage, "coverage": self.coverage, "rows": [asdict(row) for row in self.rows]}
+        data = {
+            "stage": self.stage,
+            "coverage": self.coverage,
+            "capture": self.capture,
+            "rows": [asdict(row) for row in self.rows],
+        }
         return json.dumps(data, indent=1)
 
 
 def read_ledger(gm: fx.GraphModule) -> Ledger:
     """Return the ledger of a graph at any stage; a graph that is not annotated has no claims and only costs."""
-    stage = str(edit.marks(gm).get("stage", "captured"))
-    return Ledger(tuple(_rows(gm, stage)), stage)
+    facts = edit.marks(gm)
+    stage = str(facts.get("stage", "captured"))
+    return Ledger((*_rows(gm, stage), *map(_kept, facts.get("kept", ()))), stage, facts.get("capture", {}))
 
 
 def _rows(gm: fx.GraphModule, stage: str) -> Iterator[Row]:
+    times = edit.marks(gm).get("capture", {}).get("calls", 1)  # a module may be called again and again
     for node in gm.graph.nodes:
         if node.op == "call_function":
             for facts in computed_ops(node):
-                yield _claimed(node, facts, stage) if "claim" in facts else _unclaimed(node, facts)
+                row = _claimed(node, facts, stage) if "claim" in facts else _unclaimed(node, facts)
+                yield replace(row, flops=times * row.flops)
+
+
+def _kept(module: dict[str, Any]) -> Row:
+    """Return the row of a module that stays the model's own code."""
+    return Row(
+        op=module["kind"],
+        module_path=module["path"],
+        node="",
+        family=module["family"],
+        flops=module["flops"],
+        dtype="",
+        kernel="the model's own code",
+        code=str(Reason.NOT_CAPTURED),
+        reason=module["reason"],
+    )
+
+
+def _is_lost(row: Row) -> bool:
+    """Say whether a row counts weights that no graph has; products of activations would stay in float in graphs too."""
+    return row.code == Reason.NOT_CAPTURED and row.family != ATTENTION
 
 
 def _claimed(node: fx.Node, facts: dict[str, Any], stage: str) -> Row:
@@ -170,6 +203,10 @@ def _cells(row: Row, total: int) -> tuple[str, ...]:
     why = f"{row.code}: {row.reason}" if row.code else ""
     share = f"{row.flops / total:.1%}"
     return row.op, row.module_path or ".", _si(row.flops), share, row.dtype, row.kernel, why
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _si(number: float) -> str:

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, suggest
 from fxquant.generation.generator import WAYS, generator_of, on_device_of
+from fxquant.graph.host import host_of, put_parts
+from fxquant.graph.parts import parts_of
 from fxquant.graph.rebuild import tensor_key
 from fxquant.registry import Registry
 
@@ -15,6 +18,15 @@ ADAPTERS: Registry[Adapter] = Registry("adapter")
 _PREFIX = "graph_"  # of the graphs' attributes; a module may not have a child called "forward"
 # the graphs that each adapter calls
 NEEDS: dict[str, tuple[str, ...]] = {"forward": ("forward",), **{name: way.needs for name, way in WAYS.items()}}
+
+
+@ADAPTERS.register("modules")
+def call_modules(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Refuse a call: these graphs are modules of a model whose own code calls them, and it is not there."""
+    raise ConfigError(
+        f"this program holds {len(graphs)} modules of a model that could not be captured whole; its code is no part of "
+        "the artifact: give the model with program.attach(model)"
+    )
 
 
 @ADAPTERS.register("forward")
@@ -43,19 +55,17 @@ class Program(nn.Module):
     Args:
         graphs: captured graphs by name; their tensors are shared, not copied.
         adapter: the name of an entry of `ADAPTERS`.
-        model: the model's own code around the graphs, without tensors; for adapters that generate.
+        model: the model's own code around the graphs, for adapters that generate (without tensors) and for "modules".
 
     Raises:
-        ConfigError: an unknown adapter, a graph that it needs and does not find, or no plain name for a graph.
+        ConfigError: an unknown adapter, a graph that it needs and does not find, no plain name for a graph, or a model
+            without a module that a graph stands for.
     """
 
     def __init__(
         self, graphs: Mapping[str, fx.GraphModule], adapter: str = "forward", model: nn.Module | None = None
     ) -> None:
         super().__init__()
-        # no submodules: they hold none of the program's tensors
-        self.__dict__["_model"] = model
-        self.__dict__["_generator"] = None
         self._adapter = ADAPTERS[adapter]
         self.adapter = adapter
         for name in NEEDS.get(adapter, ()):
@@ -66,6 +76,22 @@ class Program(nn.Module):
                 raise ConfigError(f"graph name {name!r}: expected letters, digits and underscores")
             self.add_module(f"{_PREFIX}{name}", graphs[name])
         self._share()
+        # no submodules: their tensors are no part of the program
+        self.__dict__["_model"] = model
+        self.__dict__["_generator"] = None
+        self.__dict__["_host"] = None if model is None or adapter != "modules" else _host(model, self.graphs)
+
+    def attach(self, model: nn.Module) -> "Program":
+        """Return the program with the model whose own code calls its graphs, as it needs after `load`.
+
+        Raises:
+            ConfigError: the program needs none, or the model lacks a module that a graph stands for.
+        """
+        if self.adapter != "modules":
+            raise ConfigError(
+                f"the program's adapter is {self.adapter!r}, which calls the graphs itself: no model needed"
+            )
+        return Program(self.graphs, self.adapter, model)
 
     @property
     def graphs(self) -> dict[str, fx.GraphModule]:
@@ -104,6 +130,10 @@ class Program(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the graphs as the adapter does."""
+        host = self.__dict__["_host"]
+        if host is not None:
+            with torch.no_grad():
+                return host(*args, **kwargs)
         return self._adapter(self.graphs, args, kwargs)
 
     @property
@@ -136,6 +166,16 @@ class Program(nn.Module):
             if one is not tensor and type(one) is type(tensor):
                 holder, _, leaf = target.rpartition(".")
                 setattr(self.graphs[graph].get_submodule(holder), leaf, one)
+
+
+def _host(model: nn.Module, graphs: Mapping[str, fx.GraphModule]) -> nn.Module:
+    """Return the model's own code with graphs in the places of the modules that they were captured from."""
+    host = host_of(model)
+    try:
+        put_parts(host, parts_of(graphs))
+    except AttributeError as error:
+        raise ConfigError(f"the model is not the one that was captured: {error}") from None
+    return host
 
 
 def _tensors(graphs: Iterable[tuple[str, fx.GraphModule]]) -> Iterator[tuple[str, str, Tensor]]:

@@ -11,7 +11,7 @@ from fxquant.calibration import calibrate
 from fxquant.capture_generation import capture_generation, generates
 from fxquant.errors import CaptureError, ConfigError, CoverageError, FxQuantError
 from fxquant.graph import edit
-from fxquant.graph.capture import capture
+from fxquant.ladder import capture
 from fxquant.ledger import Ledger, read_ledger
 from fxquant.observers import Observer
 from fxquant.passes.unpad import check_padded_outputs
@@ -85,11 +85,12 @@ def _capture(model: nn.Module, example_inputs: Any) -> fx.GraphModule | Program:
     try:
         return capture_generation(model, example_inputs)
     except CaptureError as error:
-        gm = capture(model, example_inputs)
-        record = edit.marks(gm)["capture"]
-        failed = [{"rung": "generation", "reason": str(error)}, *record.get("failed", [])]
-        edit.mark(gm, capture={**record, "failed": failed})
-        return gm
+        captured = capture(model, example_inputs)
+        for gm in captured.graphs.values() if isinstance(captured, Program) else [captured]:
+            record = edit.marks(gm)["capture"]
+            failed = [{"rung": "generation", "reason": str(error)}, *record.get("failed", [])]
+            edit.mark(gm, capture={**record, "failed": failed})
+        return captured
 
 
 def needs_calibration(graph: fx.GraphModule | Program) -> bool:
@@ -101,7 +102,7 @@ def ledger(graph: fx.GraphModule | Program) -> Ledger:
     """Return what was done to each op of a graph, or of all graphs of a Program."""
     if isinstance(graph, Program):
         parts = [read_ledger(gm) for gm in graph.graphs.values()]
-        return Ledger(tuple(row for part in parts for row in part.rows), parts[0].stage)
+        return Ledger(tuple(row for part in parts for row in part.rows), parts[0].stage, parts[0].capture)
     if not isinstance(graph, fx.GraphModule):
         raise FxQuantError(f"ledger takes a graph or a Program from fxquant, got a {type(graph).__name__}")
     return read_ledger(graph)

@@ -40,21 +40,22 @@ def prepare(graph: Graph, backend: str | Path | Backend = "x86", recipe: RecipeW
     """
     chosen = load_backend(backend)
     wish = chosen.recipe(recipe)
-    return _each(graph, lambda gm: _prepare(gm, chosen, wish))
+    sites: set[tuple[str, str]] = set()
+    prepared = _each(graph, lambda gm: _prepare(gm, chosen, wish, sites))
+    for override in wish.unused(sites):
+        text = (
+            f"the override path = {override.path!r}, op = {override.op!r} of {wish.label} matches no op of this model"
+        )
+        warnings.warn(text, FxQuantWarning, stacklevel=2)
+    return prepared
 
 
-def _prepare(graph: fx.GraphModule, backend: Backend, recipe: Recipe) -> fx.GraphModule:
+def _prepare(graph: fx.GraphModule, backend: Backend, recipe: Recipe, sites: set[tuple[str, str]]) -> fx.GraphModule:
     _expect_stage(graph, "prepare", "captured", "fxquant.capture")
     gm = edit.clone(graph)
-    annotate = Annotate(backend, recipe)
-    Pipeline((*CANONICAL.passes, annotate, Observe())).run(gm)
+    Pipeline((*CANONICAL.passes, Annotate(backend, recipe, sites), Observe())).run(gm)
     edit.mark(gm, stage="prepared", backend=backend.to_dict(), recipe=recipe.to_dict())
     gm.recompile()
-    for override in recipe.unused(annotate.sites):
-        text = (
-            f"the override path = {override.path!r}, op = {override.op!r} of {recipe.label} matches no op of this model"
-        )
-        warnings.warn(text, FxQuantWarning, stacklevel=4)
     return gm
 
 

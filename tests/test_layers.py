@@ -22,7 +22,7 @@ LAYERS = [
     ["stages", "tensor_file"],
     ["ledger"],
     ["qat"],
-    ["calibration"],
+    ["calibration", "ladder"],
     ["capture_generation"],
     ["program"],
     ["generation"],

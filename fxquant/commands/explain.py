@@ -12,7 +12,7 @@ from fxquant.backends import load_backend
 from fxquant.commands.options import BACKEND, RECIPE, add_backend, add_command, add_task, progress
 from fxquant.errors import ConfigError
 from fxquant.evaluation.pretrained import load_pretrained
-from fxquant.graph.capture import capture
+from fxquant.ladder import capture
 from fxquant.program import Program
 from fxquant.quantize import ledger
 from fxquant.stages import prepare
@@ -43,7 +43,7 @@ def _artifact(args: argparse.Namespace) -> fx.GraphModule | Program:
         return load(args.path, args.backend)
 
 
-def _planned(args: argparse.Namespace) -> fx.GraphModule:
+def _planned(args: argparse.Namespace) -> fx.GraphModule | Program:
     backend = load_backend(args.backend or BACKEND)
     recipe = backend.recipe(args.recipe or RECIPE)
     with progress(f"loading {args.path}"):

@@ -13,8 +13,9 @@ from fxquant.commands.options import BACKEND, RECIPE, add_backend, add_command, 
 from fxquant.errors import ConfigError, DataError
 from fxquant.evaluation.pretrained import Pretrained, load_pretrained
 from fxquant.evaluation.text import read_sentences
-from fxquant.graph.capture import capture
+from fxquant.ladder import capture
 from fxquant.passes.unpad import EXACT, ZERO
+from fxquant.program import Program
 from fxquant.quantize import check_coverage, ledger, needs_calibration
 from fxquant.stages import convert, lower, prepare
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _calibrate(
-    prepared: fx.GraphModule, pretrained: Pretrained, sentences: tuple[str, ...], args: argparse.Namespace
+    prepared: fx.GraphModule | Program, pretrained: Pretrained, sentences: tuple[str, ...], args: argparse.Namespace
 ) -> list[str]:
     """Find the static ranges, if there are any to find, and return notes for the user."""
     if not needs_calibration(prepared):

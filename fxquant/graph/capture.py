@@ -13,13 +13,16 @@ from fxquant.errors import CaptureError, FxQuantError, FxQuantWarning, InputErro
 from fxquant.graph import edit, structure
 from fxquant.graph.example import Example, read_example
 from fxquant.graph.failure import Failure, locate
-from fxquant.graph.modes import configs, inference, quiet_torch
+from fxquant.graph.host import copied
+from fxquant.graph.modes import inference, quiet_torch
+from fxquant.graph.reach import narrowed
 from fxquant.graph.rebuild import ROOT, rebuild
 from fxquant.graph.signature import Signature, signature_of
+from fxquant.graph.ways import OWN_ATTENTION, Way, ways_of
 
 
 def capture(model: nn.Module, example_inputs: Any, *, dynamic: bool = True) -> fx.GraphModule:
-    """Return the model's forward as a graph of ATen ops, in eval mode, outside autograd and without a cache.
+    """Return the model's whole forward as one graph of ATen ops, in eval mode, outside autograd and without a cache.
 
     The graph takes the model's arguments and returns the model's structure. It shares the model's tensors; the model
     itself is left as it was.
@@ -37,38 +40,77 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic: bool = True) -> f
     Warns:
         FxQuantWarning: a batch or sequence dimension became fixed.
     """
-    _check_model(model)
-    example = read_example(model, example_inputs)
-    gm, record = _climb(model, example, dynamic)
-    edit.mark(gm, capture=record, config=_config(model))
-    if dynamic:
-        _warn_of_fixed(signature_of(gm), example)
+    gm, _ = capture_whole(model, checked_example(model, example_inputs), dynamic)
+    warn_of_fixed(gm, dynamic)
     return gm
 
 
-def _climb(model: nn.Module, example: Example, dynamic: bool) -> tuple[fx.GraphModule, dict[str, str]]:
-    """Try the ways to export, the one that keeps most of the model first; report the first failure if all fail."""
-    wide = example.widened() if dynamic else example
+def checked_example(model: nn.Module, example_inputs: Any) -> Example:
+    """Return the example inputs taken apart, where model and inputs are fit to be captured."""
+    _check_model(model)
+    example = read_example(model, example_inputs)
+    _check_devices(model, example)
+    return example
+
+
+def capture_whole(model: nn.Module, example: Example, dynamic: bool) -> tuple[fx.GraphModule, str | None]:
+    """Return the graph of the whole model, and why it takes fewer inputs than the model does, None where it does not.
+
+    The ways of `ways_of` are tried in order. A graph that takes all that the model takes is returned at once; else the
+    first that there is.
+
+    Raises:
+        CaptureError: every way fails.
+    """
+    failed: list[dict[str, str]] = []
+    narrow: tuple[fx.GraphModule, str] | None = None
     first: Failure | None = None
-    for attention in _attentions(model):
-        for each in (wide, example) if wide is not example else (example,):
-            with inference(model, attention):
-                try:
-                    gm = rebuild(*_export(model, each, dynamic))
-                except FxQuantError:
-                    raise
-                except Exception as error:  # torch.export raises what the model raises, and kinds of its own
-                    first = first or locate(error, model)
-                    continue
-            if each is example or not _is_stuck(signature_of(gm), wide, example):
-                note = {"note": f"before: {first.reason}"} if first else {}
-                return gm, {"rung": f"{attention or 'own'} attention", **note}
-    assert first is not None, "the example as given was tried last"
+    for way in ways_of(model):
+        gm = export_whole(model, example, dynamic, way)
+        if isinstance(gm, Failure):
+            first = first or gm
+            failed.append({"rung": way.name, "reason": gm.text})
+            continue
+        edit.mark(gm, capture={"rung": way.name, "failed": list(failed)}, config=_config(model))
+        limit = narrowed(model, gm, example) if dynamic else None
+        if limit is None:
+            return gm, None
+        failed.append({"rung": way.name, "reason": limit})
+        narrow = narrow or (gm, limit)
+    if narrow is not None:
+        return narrow
+    assert first is not None, "each way failed"
     _check_runs(model, example)
+    raise CaptureError(_advised(model, first, dynamic))
+
+
+def export_whole(
+    model: nn.Module, example: Example, dynamic: bool, way: Way = OWN_ATTENTION
+) -> fx.GraphModule | Failure:
+    """Export by one way: with the example widened, and where that fails or sticks at the wide size, as it was given."""
+    wide = example.widened() if dynamic else example
+    failure: Failure | None = None
+    for each in (wide, example) if wide is not example else (example,):
+        own = copied(model)  # forward may change modules and attributes
+        with inference(own, way.attention), way.preparation(own):
+            try:
+                gm = rebuild(*_export(own, each, dynamic))
+            except FxQuantError:
+                raise
+            except Exception as error:  # torch.export raises what the model raises, and kinds of its own
+                failure = failure or locate(error, own)
+                continue
+        if each is example or not _is_stuck(signature_of(gm), wide, example):
+            return gm
+    assert failure is not None, "the example as given was tried last"
+    return failure
+
+
+def _advised(model: nn.Module, failure: Failure, dynamic: bool) -> str:
     advice = ["capture with dynamic=False (fixed shapes)"] if dynamic else []
-    advice += ['load the model with attn_implementation="eager"'] if len(_attentions(model)) > 1 else []
+    advice += ['load the model with attn_implementation="eager"'] if len(ways_of(model)) > 1 else []
     advice += ["capture the submodules that can be, one by one"]
-    raise CaptureError(f"{_explain(model, 'capture failed', first)}. What may work: {'; '.join(advice)}") from None
+    return f"{_explain(model, 'capture failed', failure)}. What may work: {'; '.join(advice)}"
 
 
 def _is_stuck(signature: Signature, wide: Example, example: Example) -> bool:
@@ -84,18 +126,13 @@ def _is_stuck(signature: Signature, wide: Example, example: Example) -> bool:
 def _check_runs(model: nn.Module, example: Example) -> None:
     """Raise where the model itself fails on the example: then no way of capture is to blame."""
     args, kwargs = example.arguments(example.tensors)
+    model = copied(model)
     try:
         with inference(model):
             model(*args, **kwargs)
     except Exception as error:
         text = _explain(model, "the model itself fails on example_inputs", locate(error, model))
         raise InputError(f"{text}. Give inputs that the model runs on") from error
-
-
-def _attentions(model: nn.Module) -> list[str | None]:
-    """Return the attention implementations to try; None is the model's own."""
-    own = {config._attn_implementation for config in configs(model, "_attn_implementation")}
-    return [None] if own <= {"eager", None} else [None, "eager"]
 
 
 class _Entry(nn.Module):
@@ -133,6 +170,16 @@ def _export(model: nn.Module, example: Example, dynamic: bool) -> tuple[Exported
     return program, example, outputs[-1]
 
 
+def _check_devices(model: nn.Module, example: Example) -> None:
+    """Raise unless the inputs are where the model's tensors are."""
+    where = {tensor.device: name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
+    for name, tensor in zip(example.names, example.tensors, strict=True):
+        if where and tensor.device not in where:
+            device, parameter = next(iter(where.items()))
+            text = f"example input {name!r} is on {tensor.device}, and the model on {device} ({parameter!r})"
+            raise InputError(f"{text}: move it with .to({str(device)!r})")
+
+
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes a torch.nn.Module, not a {type(model).__name__}")
@@ -164,10 +211,10 @@ def _explain(model: nn.Module, what: str, failure: Failure) -> str:
     return f"{what} in {where}{line}: {failure.reason}"
 
 
-def _warn_of_fixed(signature: Signature, example: Example) -> None:
-    """Report the dimensions that look like a batch or a sequence and cannot vary."""
-    for leaf, tensor in zip(signature.leaves, example.tensors, strict=True):
-        sequence = len(leaf.shape) == 3 or (len(leaf.shape) == 2 and not tensor.is_floating_point())
+def warn_of_fixed(gm: fx.GraphModule, dynamic: bool, stacklevel: int = 3) -> None:
+    """Report the dimensions of a dynamic capture that look like a batch or a sequence and cannot vary."""
+    for leaf in signature_of(gm).leaves if dynamic else ():
+        sequence = len(leaf.shape) == 3 or (len(leaf.shape) == 2 and not leaf.dtype.is_floating_point)
         for dimension in range(min(len(leaf.shape), 2 if sequence else 1)):
             size = leaf.shape[dimension]
             if isinstance(size, int):
@@ -175,7 +222,7 @@ def _warn_of_fixed(signature: Signature, example: Example) -> None:
                 text = (
                     f"dimension {dimension} ({kind}) of {leaf.name!r} became fixed at {size}: the model's code needs it"
                 )
-                warnings.warn(text, FxQuantWarning, stacklevel=3)
+                warnings.warn(text, FxQuantWarning, stacklevel=stacklevel)
 
 
 def _config(model: nn.Module) -> dict[str, Any] | None:

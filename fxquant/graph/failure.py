@@ -23,6 +23,12 @@ class Failure:
     line: str
     reason: str
 
+    @property
+    def text(self) -> str:
+        """The reason and its place, in one line."""
+        inside = f" in module {self.path!r}" if self.path else ""
+        return f"{self.reason}{inside}{f' at {self.line}' if self.line else ''}"
+
 
 def locate(error: BaseException, model: nn.Module) -> Failure:
     """Return where in `model` the exception arose; `line` is "" where it came from none of the model's lines."""

@@ -15,6 +15,7 @@ from fxquant.errors import CaptureError
 from fxquant.graph import edit, guards
 from fxquant.graph.calling import Leaf
 from fxquant.graph.example import Example
+from fxquant.graph.measure import measure_unknown
 from fxquant.graph.signature import Signature, SignatureCodeGen
 
 ROOT = "model"  # the name under which the exported entry module holds the model
@@ -51,6 +52,7 @@ def rebuild(program: ExportedProgram, example: Example, outputs: dict[str, Any])
     gm = fx.GraphModule(tensors, graph, class_name="CapturedGraph")  # it takes the tensors that are read, no others
     edit.mark(gm, stage="captured", unchecked=unchecked or None)
     gm.eval()
+    measure_unknown(gm, example.tensors)
     return gm
 
 

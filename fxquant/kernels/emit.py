@@ -109,6 +109,21 @@ def weight_only_emitter(op: Any) -> Emitter:
     return emit
 
 
+def grouped_emitter(static: Any, weight_only: Any) -> Emitter:
+    """Return the emitter of the linears of experts: the op for integer activations, and that for float ones."""
+
+    def emit(site: Site) -> fx.Node | str:
+        refused = refusal(site)
+        if refused is not None:
+            return refused
+        x, weight, offsets = site.read("x"), _integers(site.read("weight")), site.read("offsets").value
+        if x.quantized is None:
+            return site.emit(weight_only, x.value, *weight, offsets)
+        return site.emit(static, x.quantized, x.scale, x.zero_point, *weight, offsets)
+
+    return emit
+
+
 def embedding_emitter(op: Any) -> Emitter:
     """Return the emitter of a table look-up in integer rows."""
 

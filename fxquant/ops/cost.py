@@ -6,8 +6,10 @@ from math import prod
 import torch
 from torch import fx
 
+import fxquant.kernels.reference.grouped  # registers an op of the table
 from fxquant.graph.edit import TensorInfo, info
 
+assert fxquant.kernels.reference.grouped
 aten = torch.ops.aten
 LINEAR, ATTENTION, CONVOLUTION = "linear", "attention", "convolution"
 
@@ -73,6 +75,7 @@ MACS: dict[object, tuple[str, Callable[[fx.Node], int]]] = {
     aten.mm.default: (LINEAR, _contraction),
     aten.addmm.default: (LINEAR, _added_product),
     aten._grouped_mm.default: (LINEAR, _contraction),
+    torch.ops.fxquant.grouped_linear.default: (LINEAR, _contraction),
     aten.mv.default: (LINEAR, _contraction),
     aten.bilinear.default: (LINEAR, lambda node: prod(_shape(node)) * prod(_shape(node.args[2])[1:])),
     aten.lstm.input: (LINEAR, _recurrent),

@@ -1,5 +1,6 @@
 """In-place calls to their functional forms, where nothing else can see the tensor that is written to."""
 
+import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,9 +26,10 @@ FRESH = {
 
 @dataclass(frozen=True)
 class Functionalize:
-    """Turn `op_(x, …)` into `op(x, …)` where x was freshly computed and is read by nothing else.
+    """Turn `op_(x, …)` into `op(x, …)` where x was freshly computed and nothing else looks into its memory.
 
-    An in-place call on an input, a parameter, a view, or a tensor with another reader stays. Exact.
+    Whoever reads x behind the call reads the result from then on. An in-place call on an input, a parameter, a view, or
+    a tensor of which there are views or that is written to twice stays. Exact.
     """
 
     name: ClassVar[str] = "functionalize"
@@ -37,8 +39,10 @@ class Functionalize:
         count = 0
         for node in list(gm.graph.nodes):
             target = _functional(node) if node.op == "call_function" and is_mutating(node) else None
-            if target is not None and _is_unshared(node.args[0]) and _keeps_dtype(node):
-                substitute(node, target, node.args, dict(node.kwargs))
+            if target is not None and _is_unshared(node.args[0], node) and _keeps_dtype(node):
+                written = node.args[0]
+                new = substitute(node, target, node.args, dict(node.kwargs))
+                written.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: new < user)
                 count += 1
         return count
 
@@ -59,8 +63,18 @@ def _functional(node: fx.Node) -> Any:
     return target if same and written == [given[0].name] else None
 
 
-def _is_unshared(node: Any) -> bool:
-    if not isinstance(node, fx.Node) or not isinstance(node.target, torch._ops.OpOverload) or len(node.users) != 1:
+def _is_unshared(node: Any, writer: fx.Node) -> bool:
+    """Say whether a tensor has memory of its own that only `writer` writes to, and that no other value is a view of."""
+    if not isinstance(node, fx.Node):
+        return False
+    source = node.args[0] if node.target is operator.getitem else node
+    others = [user for user in node.users if user is not writer]
+    return isinstance(source, fx.Node) and _is_fresh(source) and all(map(_is_fresh, others))
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    """Say whether a call reads its arguments alone, and returns tensors of their own."""
+    if not isinstance(node.target, torch._ops.OpOverload):
         return False
     schema = node.target._schema
     if schema.is_mutable or any(result.alias_info is not None for result in schema.returns):

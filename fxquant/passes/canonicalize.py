@@ -16,6 +16,7 @@ from fxquant.passes.canonical_arguments import NormalizeArguments
 from fxquant.passes.canonical_bias import FoldBias
 from fxquant.passes.canonical_constants import FoldConstants
 from fxquant.passes.canonical_duplicates import MergeDuplicates
+from fxquant.passes.canonical_experts import GroupExperts
 from fxquant.passes.canonical_flatten import LiftFlattening
 from fxquant.passes.canonical_inplace import Functionalize
 from fxquant.passes.canonical_linear import ProductsToLinear
@@ -45,6 +46,7 @@ CANONICAL = Pipeline(
         RemoveNoops(),
         MergeDuplicates(),
         FoldConstants(),
+        GroupExperts(),
         ProductsToLinear(),
         FoldBias(),
         LiftFlattening(),

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     MOVES_DATA = "moves-data"  # views, slices, casts: no arithmetic
     INDEX_ARITHMETIC = "index-arithmetic"  # integers, booleans and sizes, not numbers to be quantized
     FLOAT_OP = "float-op"  # no quantized form of this op exists
+    NOT_CAPTURED = "not-captured"  # a module that stays the model's own code, with all that it computes
 
 
 # What `lower` writes on a claimed op's node: the kernel or why there is none, and whether its result is integer.

@@ -103,14 +103,16 @@ def write_program(nodes: list[fx.Node], results: Iterable[fx.Node]) -> tuple[lis
 Words = tuple[Any, ...]
 
 
-def _linear(node: fx.Node) -> Words:
+def _linear(node: fx.Node) -> Words | None:
     *operands, symmetric, value_range = node.args
+    if edit.is_constant(operands[5]):  # a residual has a row for each row of the result
+        return None
     return "linear", *operands, "symmetric" if symmetric else "affine", value_range
 
 
 def _linear_bytes(node: fx.Node) -> Words | None:
     constant = all(word is None or edit.is_constant(word) for word in (*node.args[1:3], *node.args[9:11]))
-    return ("linear_bytes", *node.args) if constant else None
+    return ("linear_bytes", *node.args) if constant and not edit.is_constant(node.args[7]) else None
 
 
 def _quantize(node: fx.Node) -> Words | None:

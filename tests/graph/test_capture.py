@@ -48,7 +48,7 @@ def test_graph_is_plain_and_its_nodes_know_their_module(transformer):
     assert not gm._forward_hooks and not gm._forward_pre_hooks and not gm.training
     assert not any(parameter.requires_grad for parameter in gm.parameters())
     assert edit.marks(gm)["stage"] == "captured"
-    assert edit.marks(gm)["capture"] == {"rung": "own attention"}
+    assert edit.marks(gm)["capture"] == {"rung": "own attention", "failed": []}
     json.dumps(edit.marks(gm), allow_nan=False)
     paths = {name for name, _ in model.named_modules()}
     nodes = list(gm.graph.nodes)
@@ -124,7 +124,6 @@ def test_example_as_given_where_the_widened_one_fails():
     with pytest.warns(FxQuantWarning, match=r"dimension 0 \(batch\) of 'x' became fixed at 1"):
         gm = capture(OneRow(), torch.ones(1, 3))
     assert torch.equal(gm(torch.ones(1, 5)), torch.full((1, 5), 2.0))
-    assert edit.marks(gm)["capture"]["note"] == "before: ValueError: one row only"
 
 
 def test_example_as_given_where_the_widened_size_would_stick():
@@ -264,7 +263,9 @@ def test_eager_attention_is_tried_second():
     assert model.config._attn_implementation == "sdpa"
     record = edit.marks(gm)["capture"]
     assert record["rung"] == "eager attention"
-    assert record["note"].startswith("before: GuardOnDataDependentSymNode")
+    (above,) = record["failed"]
+    assert above["rung"] == "own attention"
+    assert above["reason"].startswith("GuardOnDataDependentSymNode") and "at test_capture.py:" in above["reason"]
 
 
 class Branch(nn.Module):

@@ -48,6 +48,14 @@ def test_stays(function):
     assert_same(gm, changed, X)
 
 
+def test_a_constant_of_one_row_is_a_bias():
+    gm = before("fold_bias", lambda x, w, b: linear(x, w) + b, X, w=W, b=B[None])
+    changed, count = after("fold_bias", gm)
+    folded = next(node for node in changed.graph.nodes if node.target is aten.linear.default)
+    assert count == 1 and edit.get_tensor(changed, folded.args[2]).shape == (5,)
+    assert_same(gm, changed, X, units=2)
+
+
 def test_a_promoting_addition_stays():
     gm = before("fold_bias", lambda x, w, b: linear(x, w) + b, X, w=W, b=B)
     constant = next(node for node in gm.graph.nodes if node.target == "b")

@@ -70,11 +70,37 @@ def shared(graph, x):
     return graph.call_function(aten.add.Tensor, (written, fresh))
 
 
+def viewed(graph, x):
+    fresh = graph.call_function(aten.neg.default, (x,))
+    view = graph.call_function(aten.view.default, (fresh, [12]))
+    graph.call_function(aten.relu_.default, (fresh,))
+    return view
+
+
+def test_later_readers_read_the_result():
+    gm = by_hand(shared, X)
+    changed, count = after("functionalize", gm)
+    assert count == 1 and targets(changed) == [aten.neg.default, aten.relu.default, aten.add.Tensor]
+    assert_same(gm, changed, X)
+
+
+def test_earlier_readers_read_the_tensor_as_it_was():
+    def build(graph, x):
+        fresh = graph.call_function(aten.neg.default, (x,))
+        total = graph.call_function(aten.sum.dim_IntList, (fresh, [-1], True))
+        return graph.call_function(aten.div_.Tensor, (fresh, total))
+
+    gm = by_hand(build, X)
+    changed, count = after("functionalize", gm)
+    assert count == 1 and targets(changed)[-1] is aten.div.Tensor
+    assert_same(gm, changed, X)
+
+
 NEAR_MISSES = [
     ("an-input", chain((aten.relu_.default,)), (X,)),
     ("a-view", chain((aten.neg.default,), (aten.reshape.default, [12]), (aten.relu_.default,)), (X,)),
     ("a-strict-view", chain((aten.neg.default,), (aten.view.default, [12]), (aten.relu_.default,)), (X,)),
-    ("another-reader", shared, (X,)),
+    ("a-view-elsewhere", viewed, (X,)),
     ("maybe-the-input", chain((aten.dropout.default, 0.5, False), (aten.relu_.default,)), (X,)),
     ("promotion", chain((aten.neg.default,), (aten.mul_.Tensor, "y")), (X, X.double())),
 ]

@@ -181,3 +181,11 @@ def test_a_program_names_each_operand_once():
         "v3 = norm v2 c0 c1 layer 1e-05",
         "return v3 v0",
     ]
+
+
+def test_linear_with_a_constant_residual_is_no_step():
+    gm = lowered_graph(nn.Linear(8, 8), torch.ones(2, 8))
+    (node,) = [each for each in gm.graph.nodes if "linear" in str(each.target)]
+    assert read_step(node) is not None
+    edit.set_argument(node, 5, node.args[4])
+    assert read_step(node) is None

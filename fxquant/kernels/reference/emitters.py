@@ -2,11 +2,18 @@
 
 import torch
 
-from fxquant.kernels.emit import LINEARS, embedding_emitter, linear_emitter, matmul_emitter, weight_only_emitter
-from fxquant.kernels.reference import embedding, linear, matmul, weight_only
+from fxquant.kernels.emit import (
+    LINEARS,
+    embedding_emitter,
+    grouped_emitter,
+    linear_emitter,
+    matmul_emitter,
+    weight_only_emitter,
+)
+from fxquant.kernels.reference import embedding, grouped, linear, matmul, weight_only
 from fxquant.kernels.table import emitter
 
-__all__ = ["embedding", "linear", "matmul", "weight_only"]  # importing them defines the ops
+__all__ = ["embedding", "grouped", "linear", "matmul", "weight_only"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 
@@ -15,6 +22,9 @@ emitter("reference", "linear_int8", serves=LINEARS, needs=("weight",))(
 )
 emitter("reference", "linear_weight_only", serves=LINEARS, needs=("weight",))(
     weight_only_emitter(ops.linear_weight_only.default)
+)
+emitter("reference", "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(
+    grouped_emitter(ops.grouped_linear_int8.default, ops.grouped_linear_weight_int8.default)
 )
 emitter("reference", "embedding_int8", serves=("embedding",), needs=("weight",))(
     embedding_emitter(ops.embedding_int8.default)

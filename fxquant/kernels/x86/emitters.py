@@ -8,6 +8,7 @@ from fxquant.kernels.emit import (
     LINEARS,
     activation_of,
     embedding_emitter,
+    grouped_emitter,
     linear_emitter,
     refusal,
     stored,
@@ -17,10 +18,11 @@ from fxquant.kernels.emit import (
 from fxquant.kernels.int4 import unpack_int4
 from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import QUANTIZERS, emitter
-from fxquant.kernels.x86 import attention, dynamic, linear, native, weight_only
+from fxquant.kernels.x86 import attention, dynamic, grouped, linear, native, weight_only
+from fxquant.kernels.x86.grouped import pack_experts
 from fxquant.kernels.x86.packed import DEEPEST, column_sums, pack
 
-__all__ = ["attention", "dynamic", "linear", "weight_only"]  # importing them defines the ops
+__all__ = ["attention", "dynamic", "grouped", "linear", "weight_only"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)
@@ -29,6 +31,7 @@ _torch_linear = linear_emitter(
     ops.x86_linear_int8.default, ops.x86_linear_weight_int8.default, ops.x86_linear_dynamic_int8.default
 )
 _torch_weight_only = weight_only_emitter(ops.linear_weight_only.default)
+_reference_grouped = grouped_emitter(ops.grouped_linear_int8.default, ops.grouped_linear_weight_int8.default)
 _torch_embedding = embedding_emitter(ops.x86_embedding_int8.default)
 _rows_embedding = embedding_emitter(ops.x86_rows_embedding_int8.default)
 
@@ -67,6 +70,26 @@ def emit_weight_only(site: Site) -> fx.Node | str:
     return site.emit(
         ops.x86_packed_linear_weight_only.default, *values, n, weight_only.group_size(weight.spec, k), None
     )
+
+
+@emitter("x86", "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))
+def emit_grouped(site: Site) -> fx.Node | str:
+    """Emit the linears of experts on packed weights, where their rows are quantized per token at run time."""
+    x, weight, offsets = site.read("x"), site.read("weight"), site.read("offsets").value
+    known = edit.info(offsets)
+    by_token = x.source is not None and x.spec is not None and x.spec.granularity == "per-token"
+    if refusal(site) or not by_token or known is None or not native.available():
+        return _reference_grouped(site)
+    integers = edit.get_tensor(site.gm, _integers(weight))
+    if integers.shape[-1] > DEEPEST:
+        return _reference_grouped(site)
+    name = str(_integers(weight).target)
+    packed = site.constant(f"{name}_packed", lambda: pack_experts(integers, known.shape[0]))
+    sums = site.constant(f"{name}_sum", lambda: column_sums(integers))
+    assert x.spec is not None
+    scheme = (x.spec.dtype, x.spec.symmetric, x.spec.range)
+    target = ops.x86_grouped_linear_dynamic_int8.default
+    return site.emit(target, x.source, packed, weight.scale, sums, offsets, *scheme)
 
 
 @emitter("x86", "embedding_int8", serves=("embedding",), needs=("weight",))

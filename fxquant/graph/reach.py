@@ -1,0 +1,52 @@
+"""Whether a captured graph takes what its model takes: probed with other batches and lengths."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.errors import InputError
+from fxquant.graph.example import Example
+from fxquant.graph.host import copied
+from fxquant.graph.modes import inference
+from fxquant.graph.signature import signature_of
+
+
+def narrowed(model: nn.Module, gm: fx.GraphModule, example: Example) -> str | None:
+    """Return why a graph refuses a batch that the model runs on, or None where no such batch was found."""
+    for probe in probes(example):
+        args, kwargs = example.arguments(probe)
+        try:
+            signature_of(gm).flatten(tuple(args), kwargs)
+        except InputError as error:
+            if _runs(model, example, probe):
+                return str(error)
+    return None
+
+
+def probes(example: Example) -> Iterator[tuple[Tensor, ...]]:
+    """Yield inputs like those of the example: more rows and tokens, many tokens, a single one."""
+    for rows, tokens in ((1, 2), (0, 4), (2, 0)):
+        found = tuple(_resized(tensor, rows, tokens) for tensor in example.tensors)
+        if any(a.shape != b.shape for a, b in zip(found, example.tensors, strict=True)):
+            yield found
+
+
+def _resized(tensor: Tensor, rows: int, times: int) -> Tensor:
+    """Return a tensor with more rows, and `times` as many tokens and one; one token where that is no time."""
+    if tensor.ndim and rows:
+        tensor = torch.cat([tensor, tensor[:1].expand(rows, *tensor.shape[1:])])
+    if tensor.ndim == 3 or (tensor.ndim == 2 and not tensor.is_floating_point()):
+        tensor = torch.cat([*[tensor] * times, tensor[:, :1]], 1)
+    return tensor
+
+
+def _runs(model: nn.Module, example: Example, probe: tuple[Tensor, ...]) -> bool:
+    args, kwargs = example.arguments(probe)
+    model = copied(model)
+    try:
+        with inference(model):
+            model(*args, **kwargs)
+    except Exception:  # models raise anything; what they cannot run no graph has to
+        return False
+    return True
