@@ -34,6 +34,18 @@ DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bloom": ("BloomForCausalLM", "BloomConfig", {"hidden_size": 32, "n_layer": 1, "n_head": 4}),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**_GROUPED, "num_local_experts": 4}),
 }
+_BOTH = {"d_model": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64}
+_BOTH |= {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+_BOTH |= {"decoder_start_token_id": 2}
+_AUDIO = {"num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 64}
+_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+ENCODER_DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
+    "marian": ("MarianMTModel", "MarianConfig", _BOTH),
+    "bart": ("BartForConditionalGeneration", "BartConfig", _BOTH),
+    "m2m-100": ("M2M100ForConditionalGeneration", "M2M100Config", _BOTH),
+    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", {**_BOTH, **_AUDIO}),
+}
 
 
 def build(model: str, config: str, options: dict[str, Any], seed: int = 0) -> Any:
@@ -47,6 +59,19 @@ def build(model: str, config: str, options: dict[str, Any], seed: int = 0) -> An
 def decoder(name: str) -> Any:
     """Return a tiny decoder-only model."""
     return build(*DECODERS[name])
+
+
+def encoder_decoder(name: str) -> Any:
+    """Return a tiny encoder-decoder."""
+    return build(*ENCODER_DECODERS[name])
+
+
+def seq2seq_inputs(name: str, batch: int = 2, sequence: int = 9) -> dict[str, Tensor]:
+    """Return a source, ids with a mask whose first row ends in padding or features, and `decoder_input_ids`."""
+    target = {"decoder_input_ids": prompts(batch, 7, 1)["input_ids"].clamp(min=4)}
+    if name == "whisper":
+        return {"input_features": torch.randn(batch, 8, 32, generator=torch.Generator().manual_seed(0)), **target}
+    return {**{key: tensor.flip(1) for key, tensor in prompts(batch, sequence).items()}, **target}
 
 
 def prompts(batch: int = 2, sequence: int = 9, seed: int = 0) -> dict[str, Tensor]:

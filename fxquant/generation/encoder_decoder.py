@@ -105,7 +105,7 @@ def _decode(own: Any, host: Any, hidden: Tensor, inputs: dict[str, Tensor], past
 
 
 def _flat_cross(own: Any) -> Flat:
-    """Return what a first token does to the cross-attention's cache; the rest of its computation is dead code."""
+    """Return what a first token does to the cache of the cross-attention; the rest of its computation is dead code."""
 
     def cross(host: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
         (hidden,) = given.values()

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import CaptureError
 from fxquant.generation.skeleton import sharing
+from fxquant.graph import edit
 from fxquant.graph.capture import capture_whole, checked_example
 from fxquant.graph.signature import SignatureCodeGen, signature_of
 
@@ -37,10 +38,21 @@ def capture_flat(model: nn.Module, flat: Flat, inputs: dict[str, Tensor], length
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     host = sharing(model)
     host.__class__ = type(own.__name__, (own,), {"forward": forward})
-    # Limits of sizes that an export only assumes are dropped below.
+    # Limits of sizes that an export only assumes are dropped below; those that may not be are errors there.
     gm, _ = capture_whole(host, checked_example(host, inputs), True, lambda *_: None)
+    _drop_dead(gm)
     _free(gm, lengths)
     return gm
+
+
+def _drop_dead(gm: fx.GraphModule) -> None:
+    """Erase what no output needs, dropouts among it, which torch keeps for the random numbers that they draw."""
+    gm.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _writes(node))
+    edit.sweep(gm)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _free(gm: fx.GraphModule, lengths: Sequence[str]) -> None:
