@@ -25,6 +25,7 @@ LAYERS = [
     ["calibration"],
     ["program"],
     ["algorithms"],
+    ["transforms"],
     ["passes"],
     ["backends"],
     ["ops"],

@@ -20,7 +20,7 @@ def inference(model: nn.Module, attention: str | None = None) -> Iterator[None]:
         changes += [(config, "_attn_implementation", attention) for config in configs(model, "_attn_implementation")]
     before = [(config, name, getattr(config, name)) for config, name, _ in changes]
     try:
-        model.eval()
+        _evaluate(model)
         for config, name, value in changes:
             setattr(config, name, value)
         with torch.no_grad():
@@ -30,6 +30,14 @@ def inference(model: nn.Module, attention: str | None = None) -> Iterator[None]:
             setattr(config, name, value)
         for module, flag in training:
             module.training = flag
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:  # the module of an exported program, whose graph knows one mode only
+        for module in model.modules():
+            module.training = False
 
 
 def configs(model: nn.Module, attribute: str) -> list[Any]:
