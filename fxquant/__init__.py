@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from fxquant import transforms
 from fxquant.artifact import load, save
 from fxquant.backends import Backend, load_backend
 from fxquant.calibration import calibrate
@@ -65,4 +66,5 @@ __all__ = [
     "prepare",
     "quantize",
     "save",
+    "transforms",
 ]
