@@ -71,7 +71,7 @@ def capture_whole(model: nn.Module, example: Example, dynamic: bool) -> tuple[fx
             first = first or gm
             failed.append({"rung": way.name, "reason": gm.text})
             continue
-        edit.mark(gm, capture={"rung": way.name, "failed": list(failed)}, config=_config(model))
+        edit.mark(gm, capture={"rung": way.name, "failed": list(failed)}, config=config_of(model))
         limit = narrowed(model, gm, example) if dynamic else None
         if limit is None:
             return gm, None
@@ -225,7 +225,7 @@ def warn_of_fixed(gm: fx.GraphModule, dynamic: bool, stacklevel: int = 3) -> Non
                 warnings.warn(text, FxQuantWarning, stacklevel=stacklevel)
 
 
-def _config(model: nn.Module) -> dict[str, Any] | None:
+def config_of(model: nn.Module) -> dict[str, Any] | None:
     """Return the configuration of a transformers model as JSON-able data, less the place it was loaded from."""
     config: Any = vars(model).get("config")
     if not hasattr(config, "to_dict"):
