@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from fxquant import transforms
 from fxquant.artifact import load, save
 from fxquant.backends import Backend, load_backend
 from fxquant.calibration import calibrate
@@ -18,6 +19,7 @@ from fxquant.errors import (
     InputError,
 )
 from fxquant.evaluation.compare import Comparison, compare
+from fxquant.integrations.dynamo import compiled, register
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
 from fxquant.program import Program
@@ -30,6 +32,8 @@ try:
     __version__ = version("fxquant")
 except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
+
+register()
 
 __all__ = [
     "ArtifactError",
@@ -53,6 +57,7 @@ __all__ = [
     "capture",
     "capture_generation",
     "compare",
+    "compiled",
     "convert",
     "ledger",
     "load",
@@ -61,4 +66,5 @@ __all__ = [
     "prepare",
     "quantize",
     "save",
+    "transforms",
 ]

@@ -90,6 +90,7 @@ def _modules(model: nn.Module, example: Example, dynamic: bool, failed: tuple[di
     names: dict[str, str] = {}
     for path in parts.graphs:
         name = path.replace(".", "_")
+        name = name if name.isidentifier() else f"module_{name}"
         while name in names:
             name += "_"
         names[name] = path

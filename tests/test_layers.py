@@ -27,6 +27,7 @@ LAYERS = [
     ["program"],
     ["generation"],
     ["algorithms"],
+    ["transforms"],
     ["passes"],
     ["backends"],
     ["ops"],

@@ -12,9 +12,8 @@ from torch import Tensor, fx, nn
 from fxquant.errors import CaptureError
 from fxquant.generation.skeleton import sharing
 from fxquant.graph import edit
-from fxquant.graph.capture import checked_example, config_of, export_whole
+from fxquant.graph.capture import capture_whole, checked_example
 from fxquant.graph.signature import SignatureCodeGen, signature_of
-from fxquant.graph.ways import ways_of
 
 Flat = Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -39,23 +38,11 @@ def capture_flat(model: nn.Module, flat: Flat, inputs: dict[str, Tensor], length
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     host = sharing(model)
     host.__class__ = type(own.__name__, (own,), {"forward": forward})
-    gm = _export(host, inputs)
+    # Limits of sizes that an export only assumes are dropped below; those that may not be are errors there.
+    gm, _ = capture_whole(host, checked_example(host, inputs), True, lambda *_: None)
     _drop_dead(gm)
     _free(gm, lengths)
     return gm
-
-
-def _export(host: nn.Module, inputs: dict[str, Tensor]) -> fx.GraphModule:
-    """Export by the first way that there is. What a graph refuses is not probed: sizes depend on each other here."""
-    example, failed = checked_example(host, inputs), list[dict[str, str]]()
-    for way in ways_of(host):
-        gm = export_whole(host, example, dynamic=True, way=way)
-        if isinstance(gm, fx.GraphModule):
-            record = {"rung": f"generation, {way.name}", "failed": failed}
-            edit.mark(gm, capture=record, config=config_of(host))
-            return gm
-        failed.append({"rung": way.name, "reason": gm.text})
-    raise CaptureError(f"the model's decoding step cannot be captured: {failed[0]['reason']}")
 
 
 def _drop_dead(gm: fx.GraphModule) -> None:

@@ -20,6 +20,8 @@ from fxquant.graph.rebuild import ROOT, rebuild
 from fxquant.graph.signature import Signature, signature_of
 from fxquant.graph.ways import OWN_ATTENTION, Way, ways_of
 
+Limits = Callable[[nn.Module, fx.GraphModule, Example], str | None]
+
 
 def capture(model: nn.Module, example_inputs: Any, *, dynamic: bool = True) -> fx.GraphModule:
     """Return the model's whole forward as one graph of ATen ops, in eval mode, outside autograd and without a cache.
@@ -53,11 +55,13 @@ def checked_example(model: nn.Module, example_inputs: Any) -> Example:
     return example
 
 
-def capture_whole(model: nn.Module, example: Example, dynamic: bool) -> tuple[fx.GraphModule, str | None]:
+def capture_whole(
+    model: nn.Module, example: Example, dynamic: bool, limits: Limits = narrowed
+) -> tuple[fx.GraphModule, str | None]:
     """Return the graph of the whole model, and why it takes fewer inputs than the model does, None where it does not.
 
     The ways of `ways_of` are tried in order. A graph that takes all that the model takes is returned at once; else the
-    first that there is.
+    first that there is. `limits` says what a graph does not take.
 
     Raises:
         CaptureError: every way fails.
@@ -71,8 +75,8 @@ def capture_whole(model: nn.Module, example: Example, dynamic: bool) -> tuple[fx
             first = first or gm
             failed.append({"rung": way.name, "reason": gm.text})
             continue
-        edit.mark(gm, capture={"rung": way.name, "failed": list(failed)}, config=config_of(model))
-        limit = narrowed(model, gm, example) if dynamic else None
+        edit.mark(gm, capture={"rung": way.name, "failed": list(failed)}, config=_config(model))
+        limit = limits(model, gm, example) if dynamic else None
         if limit is None:
             return gm, None
         failed.append({"rung": way.name, "reason": limit})
@@ -225,7 +229,7 @@ def warn_of_fixed(gm: fx.GraphModule, dynamic: bool, stacklevel: int = 3) -> Non
                 warnings.warn(text, FxQuantWarning, stacklevel=stacklevel)
 
 
-def config_of(model: nn.Module) -> dict[str, Any] | None:
+def _config(model: nn.Module) -> dict[str, Any] | None:
     """Return the configuration of a transformers model as JSON-able data, less the place it was loaded from."""
     config: Any = vars(model).get("config")
     if not hasattr(config, "to_dict"):

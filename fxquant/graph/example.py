@@ -141,5 +141,5 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise InputError(
             f"example input {name!r} has shape {tuple(tensor.shape)}, which is empty: give at least one row"
         )
-    if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+    if tensor.is_floating_point() and not tensor.is_meta and bool(torch.isnan(tensor).any()):
         raise InputError(f"example input {name!r} contains NaN")

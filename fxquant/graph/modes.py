@@ -19,8 +19,9 @@ def inference(model: nn.Module, attention: str | None = None) -> Iterator[None]:
     if attention is not None:
         changes += [(config, "_attn_implementation", attention) for config in configs(model, "_attn_implementation")]
     before = [(config, name, getattr(config, name)) for config, name, _ in changes]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
-        model.eval()
+        _evaluate(model)
         for config, name, value in changes:
             setattr(config, name, value)
         with torch.no_grad():
@@ -30,6 +31,17 @@ def inference(model: nn.Module, attention: str | None = None) -> Iterator[None]:
             setattr(config, name, value)
         for module, flag in training:
             module.training = flag
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):
+                buffer.data.copy_(value)
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:  # the module of an exported program, whose graph knows one mode only
+        for module in model.modules():
+            module.training = False
 
 
 def configs(model: nn.Module, attribute: str) -> list[Any]:

@@ -111,7 +111,7 @@ def _copy_meta(old: fx.Node, new: fx.Node, owner: str | None = None) -> fx.Node:
     """Keep what is of use: the value, the line of code and the modules, less the entry module."""
     new.meta = {key: old.meta[key] for key in _KEPT if key in old.meta}
     if "val" in new.meta:
-        new.meta["val"] = pytree.tree_map_only(FakeTensor, _settle, new.meta["val"])
+        new.meta["val"] = pytree.tree_map_only(FakeTensor, settle, new.meta["val"])
     stack = _module_stack(new.meta.pop("nn_module_stack", None) or {})
     path = owner if owner is not None else (list(stack.values())[-1][0] if stack else "")
     if stack:
@@ -120,7 +120,7 @@ def _copy_meta(old: fx.Node, new: fx.Node, owner: str | None = None) -> fx.Node:
     return new
 
 
-def _settle(value: FakeTensor) -> Tensor:
+def settle(value: FakeTensor) -> Tensor:
     """Return the tensor with plain ints for the symbolic sizes that the model has fixed."""
     sizes = [_plain(size) for size in value.shape]
     if all(a is b for a, b in zip(sizes, value.shape, strict=True)):

@@ -78,9 +78,9 @@ def _rows(gm: fx.GraphModule, source: fx.Node, swapped: bool, rows: dict[tuple[s
 
 
 def _sort_batch(gm: fx.GraphModule, node: fx.Node, rows: dict[tuple[str, bool], fx.Node]) -> bool:
-    """Rewrite squeeze(bmm(W[ids], unsqueeze(x, 2)), 2), or squeeze(bmm(unsqueeze(x, 1), W[ids]), 1)."""
+    """Rewrite squeeze(bmm(W[ids], unsqueeze(x, 2)), 2), or squeeze(bmm(unsqueeze(x, 1), W[ids]), 1); bmm is matmul."""
     product = node.args[0] if node.target is aten.squeeze.dim else None
-    if not isinstance(product, fx.Node) or product.target not in (aten.bmm.default, aten.matmul.default):
+    if not isinstance(product, fx.Node) or product.target is not aten.matmul.default:
         return False
     for place, axes in ((0, (2, -1)), (1, (1, -2))):
         chosen, wide = product.args[place], product.args[1 - place]

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses import FakeTensor
+from torch.utils import _pytree as pytree
 
 from fxquant.graph import edit
 from fxquant.graph.arguments import spell_out
@@ -73,6 +75,43 @@ def call_like(old: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str
     edit.mark(node, **edit.marks(old))
     take_type(node, old)
     return node
+
+
+def computed(before: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+    """Insert a call before a node, like it, with the type that its arguments give it where theirs are known.
+
+    A size that the graph knows as a number is returned as that number, without a call.
+    """
+    positional, named = spell_out(target, args, kwargs or {})
+    value = _typed(target, positional, named)
+    if isinstance(value, int):
+        return value
+    with before.graph.inserting_before(before):
+        node = edit.call(before.graph, target, positional, like=before, **named)
+    if value is not None:
+        node.meta["val"] = value
+    return node
+
+
+def _typed(target: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Return what a call gives for the types of its arguments; None where some are not known."""
+    nodes = [leaf for leaf in pytree.tree_leaves((positional, named)) if isinstance(leaf, fx.Node)]
+    fakes = (leaf for node in nodes for leaf in pytree.tree_leaves(node.meta.get("val")))
+    mode = next((leaf.fake_mode for leaf in fakes if isinstance(leaf, FakeTensor)), None)
+    if mode is None:
+        return None
+    with mode:
+        values = {node: node.meta.get("val", _constant(node)) for node in nodes}
+        if any(value is None for value in values.values()):
+            return None
+        args, kwargs = pytree.tree_map_only(fx.Node, values.__getitem__, (positional, named))
+        return target(*args, **kwargs)
+
+
+def _constant(node: fx.Node) -> Tensor | None:
+    """Return a tensor like a constant that a pass has added, of which its facts alone are known."""
+    known = edit.info(node) if edit.is_constant(node) else None
+    return None if known is None else torch.empty(known.shape, dtype=known.dtype)
 
 
 def take_type(node: fx.Node, old: fx.Node) -> None:

@@ -3,7 +3,7 @@
     addmm(b, x, W)  ·  x @ W  ·  x @ wᵀ  ·  linear(x, Wᵀ)      (GPT-2's Conv1D, mm, matmul, einsum-free projections)
 
 W [K, N] is stored transposed, once for all its readers. A product whose both factors are computed at run time stays a
-`matmul`; `addmm` is spelled out as a product and an addition there.
+`matmul`; `addmm` is spelled out as a product and an addition there, and `baddbmm` everywhere.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.passes.canonical_facts import call_like, sizes, substitute
+from fxquant.passes.canonical_facts import call_like, computed, sizes, substitute
 
 aten = torch.ops.aten
 
@@ -40,6 +40,8 @@ class ProductsToLinear:
 def _rewrite(gm: fx.GraphModule, node: fx.Node, weights: dict[str, fx.Node]) -> bool:
     if node.target is aten.addmm.default and node.kwargs == {"beta": 1, "alpha": 1}:
         return _rewrite_addmm(gm, node, weights)
+    if node.target is aten.baddbmm.default:
+        return _spell_out_baddbmm(node)
     if node.target is aten.matmul.default:
         weight = _as_weight(gm, node.args[1], weights)
         if weight is not None:
@@ -63,6 +65,21 @@ def _rewrite_addmm(gm: fx.GraphModule, node: fx.Node, weights: dict[str, fx.Node
         return True
     target, args = (aten.matmul.default, (x, factor)) if weight is None else (aten.linear.default, (x, weight, None))
     substitute(node, aten.add.Tensor, (call_like(node, target, args), bias))
+    return True
+
+
+def _spell_out_baddbmm(node: fx.Node) -> bool:
+    """Rewrite beta·z + alpha·(a @ b) as what it says."""
+    addend, a, b = node.args
+    product = call_like(node, aten.matmul.default, (a, b))
+    if node.kwargs["alpha"] != 1:
+        product = call_like(node, aten.mul.Tensor, (product, node.kwargs["alpha"]))
+    if node.kwargs["beta"] == 0:  # the addend is not even read
+        edit.replace(node, product)
+        return True
+    if node.kwargs["beta"] != 1:
+        addend = computed(node, aten.mul.Tensor, (addend, node.kwargs["beta"]))
+    substitute(node, aten.add.Tensor, (product, addend))
     return True
 
 

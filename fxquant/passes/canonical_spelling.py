@@ -3,7 +3,7 @@
 - another shape: `view`, `_unsafe_view`, `view_as`, `reshape_as` become `reshape`, which works for any strides
 - a change of dtype alone: every `to`, `_to_copy` and `type_as` becomes `to.dtype`
 - a transposed matrix: `t`, `numpy_T` of two dimensions become `transpose(0, 1)`
-- a matrix product: `mm` becomes `matmul`
+- a matrix product: `mm`, `bmm` become `matmul`
 """
 
 from collections.abc import Callable
@@ -84,6 +84,7 @@ SPELLERS: dict[Any, Speller] = {
     aten.t.default: _transpose,
     aten.numpy_T.default: _transpose,
     aten.mm.default: _matmul,
+    aten.bmm.default: _matmul,
 }
 CASTS: dict[Any, Speller] = {
     aten.to.dtype: _cast,

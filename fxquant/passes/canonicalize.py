@@ -13,8 +13,10 @@ from fxquant.graph import edit
 from fxquant.passes.base import Pipeline
 from fxquant.passes.canonical_activation import RecomposeActivations
 from fxquant.passes.canonical_arguments import NormalizeArguments
+from fxquant.passes.canonical_attention import RecomposeAttention
 from fxquant.passes.canonical_bias import FoldBias
 from fxquant.passes.canonical_constants import FoldConstants
+from fxquant.passes.canonical_conv import PointwiseToLinear
 from fxquant.passes.canonical_duplicates import MergeDuplicates
 from fxquant.passes.canonical_experts import GroupExperts
 from fxquant.passes.canonical_flatten import LiftFlattening
@@ -23,6 +25,7 @@ from fxquant.passes.canonical_linear import ProductsToLinear
 from fxquant.passes.canonical_noops import RemoveNoops
 from fxquant.passes.canonical_norm import RecomposeNorms
 from fxquant.passes.canonical_spelling import UnifySpelling
+from fxquant.passes.canonical_weights import FoldWeights
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,15 @@ CANONICAL = Pipeline(
         RemoveNoops(),
         MergeDuplicates(),
         FoldConstants(),
+        FoldWeights(),
         GroupExperts(),
+        PointwiseToLinear(),
         ProductsToLinear(),
         FoldBias(),
         LiftFlattening(),
         RecomposeNorms(),
         RecomposeActivations(),
+        RecomposeAttention(),
         Sweep(),
     )
 )

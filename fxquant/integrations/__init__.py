@@ -1,0 +1,1 @@
+"""fxquant inside other people's tools."""

@@ -1,0 +1,237 @@
+"""torch.compile(model, backend="fxquant"): the graphs that Dynamo hands over, quantized like captured ones."""
+
+import warnings
+
+import models
+import pytest
+import torch
+from torch import nn
+
+import fxquant as fxq
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    """Each test compiles anew: models of one class share their code, and so Dynamo's limit on graphs of it."""
+    torch._dynamo.reset()
+    before = torch._dynamo.config.fail_on_recompile_limit_hit
+    yield
+    torch._dynamo.config.fail_on_recompile_limit_hit = before
+
+
+def compiled(model, **options):
+    return torch.compile(model, backend="fxquant", options=options)
+
+
+def one_layer(name):
+    """Return a tiny model with the first layer only of each stack, and its inputs."""
+    model, inputs = getattr(models, name)()
+    for module in list(model.modules()):
+        for child, layers in module.named_children():
+            stack = child in ("layers", "h", "block") or (child == "layer" and "Encoder" in type(module).__name__)
+            if stack and isinstance(layers, nn.ModuleList):
+                setattr(module, child, layers[:1])
+    return model, inputs
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5_encoder"])
+def test_equals_the_quantized_capture_at_every_size(name):
+    model, inputs = one_layer(name)
+    expected, fast = fxq.quantize(model, inputs), torch.compile(model, backend="fxquant", dynamic=True)
+    with torch.no_grad():
+        for batch, sequence in ((2, 12), (3, 17), (2, 9)):
+            inputs = models.encoder_inputs(batch, sequence)
+            found = fast(**inputs)
+            assert type(found) is type(model(**inputs))
+            torch.testing.assert_close(found[0], expected(**inputs)[0], rtol=0, atol=1e-5)
+    (graph,) = fxq.compiled(model)
+    products = [row for row in fxq.ledger(graph).rows if row.family == "linear"]
+    assert products and all(row.quantized for row in products)
+    wanted = {row.module_path for row in fxq.ledger(expected).rows if row.quantized}
+    assert {row.module_path for row in fxq.ledger(graph).rows if row.quantized} == wanted
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_generate_runs_the_models_own_loop(name):
+    model, _ = one_layer(name)
+    inputs = {"input_ids": models.ids(2, 7), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "decoder_start_token_id": 0}
+    options |= {"output_logits": True, "return_dict_in_generate": True, "use_cache": True}
+    example = inputs if name == "llama" else {**inputs, "decoder_input_ids": inputs["input_ids"]}
+    expected = fxq.quantize(model, example, recipe="weight-only")
+    for part in [model] if name == "llama" else [model.encoder, model.decoder]:
+        part.forward = torch.compile(
+            part.forward, backend="fxquant", dynamic=True, options={"recipe": "weight-only", "strict": True}
+        )
+    found = model.generate(**inputs, **options)
+    tokens = found.sequences[:, :-1]
+    whole = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    with torch.no_grad():
+        logits = expected(**whole if name == "llama" else {**inputs, "decoder_input_ids": tokens}).logits[:, -4:]
+    # attention may be computed in bfloat16
+    torch.testing.assert_close(torch.stack(found.logits, 1), logits, rtol=0, atol=0.02 * float(logits.abs().max()))
+    assert len(fxq.compiled(model)) <= 4
+
+
+class Two(nn.Module):
+    """Two linears with a graph break between them where `broken`."""
+
+    def __init__(self, broken=False):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 8)
+        self.broken = broken
+        self.eval()
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        if self.broken:
+            torch._dynamo.graph_break()
+        return self.second(x)
+
+
+X = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_sizes_that_vary_compile_twice_and_share_their_weights():
+    model = Two()
+    fast = compiled(model)
+    for rows in (4, 5, 6, 7, 9):
+        fast(X[:1].repeat(rows, 1))
+    first, second = fxq.compiled(model)
+    held = [{name: tensor.data_ptr() for name, tensor in gm.named_buffers()} for gm in (first, second)]
+    assert held[0] and held[0] == held[1]
+
+
+def test_graphs_of_a_model_are_found_by_its_parameters():
+    model, other = Two(broken=True), Two()
+    fast = compiled(model)
+    assert fxq.compiled(model) == ()
+    fast(X), compiled(other)(X)
+    assert len(fxq.compiled(model)) == 2
+    assert fxq.compiled(fast) == fxq.compiled(model)
+    assert fxq.compiled(model.second) == fxq.compiled(model)[1:]
+    assert len(fxq.compiled(other)) == 1
+    assert [row.module_path for row in fxq.ledger(fxq.compiled(other)[0]).rows if row.family] == ["first", "second"]
+
+
+def test_modules_that_share_their_code_keep_their_own_weights():
+    layers = [Two(), Two()]
+    with torch.no_grad():
+        layers[1].first.weight.mul_(-1)
+    for layer in layers:
+        assert torch.equal(compiled(layer)(X), fxq.quantize(layer, (X,))(X))
+
+
+def test_a_changed_and_a_replaced_parameter_are_packed_anew():
+    model = Two()
+    fast = compiled(model)
+    before = fast(X)
+    with torch.no_grad():
+        model.second.weight.mul_(2)
+    changed = fast(X)
+    assert torch.equal(changed, fxq.quantize(model, (X,))(X)) and not torch.equal(changed, before)
+    model.second.weight = nn.Parameter(model.second.weight.detach() / 2)
+    assert torch.equal(fast(X), before)
+    assert fast(X).requires_grad is False
+
+
+def test_options_reach_the_stages():
+    model = Two()
+    narrow = fxq.load_backend("reference")
+    found = compiled(model, backend=narrow, recipe="weight-only")(X)
+    assert torch.equal(found, fxq.quantize(model, (X,), backend="reference", recipe="weight-only")(X))
+    (graph,) = fxq.compiled(model)
+    assert {row.kernel for row in fxq.ledger(graph).rows if row.family} == {"fxquant.linear_weight_int8"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"recipes": "dynamic"}, "the option 'recipes': did you mean 'recipe'"),
+        (
+            {"recipe": "static"},
+            'static ranges, which need calibration.*"dynamic".* or "weight-only".*calibration=batches',
+        ),
+        ({"recipe": "fast"}, "'fast'"),
+        ({"padded_outputs": "none"}, "padded_outputs"),
+    ],
+    ids=["option", "static", "recipe", "padding"],
+)
+def test_wrong_options_are_named(options, text):
+    with pytest.raises(Exception, match=f"(?s)ConfigError.*{text}"):
+        compiled(Two(), **options)(X)
+
+
+def test_a_mode_is_refused():
+    with pytest.raises(Exception, match="mode='max-autotune', which is Inductor's"):
+        torch.compile(Two(), backend="fxquant", mode="max-autotune")(X)
+
+
+def test_nothing_quantized_warns_with_the_reasons():
+    recipe = fxq.Recipe(overrides=(fxq.Override(quantize=False),))
+    with pytest.warns(fxq.FxQuantWarning, match=r"(?s)nothing in it is quantized:.*first \(float-by-recipe\)"):
+        compiled(Two(), recipe=recipe)(X)
+
+
+def test_a_graph_without_products_says_so():
+    with pytest.warns(fxq.FxQuantWarning, match="no matrix product and no embedding"):
+        compiled(nn.ReLU())(X)
+
+
+def test_strict_names_what_stays_in_float():
+    affine = {"base": "dynamic", "spec": {"weight": {"symmetric": False}}}
+    with pytest.raises(Exception, match=r"(?s)CoverageError.*aten.linear at first \(kernel-limit\)"):
+        compiled(Two(), recipe=affine, strict=True)(X)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: compiled(nn.Sequential(nn.Linear(16, 8), nn.Dropout()).train())(X), "training mode.*eval"),
+        (lambda: _autocast(compiled(Two()))(X), "autocast"),
+    ],
+    ids=["training", "autocast"],
+)
+def test_what_cannot_be_quantized_is_refused(call, text):
+    with pytest.raises(Exception, match=f"(?s)CaptureError.*{text}"):
+        call()
+
+
+def _autocast(fast):
+    def run(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return fast(x)
+
+    return torch.compile(run, backend="fxquant")
+
+
+def test_the_limit_of_graphs_is_an_error_and_announced():
+    model = Two()
+
+    def run(x, factor):
+        return model(x) * len(factor)
+
+    fast = torch.compile(run, backend="fxquant", dynamic=False)
+    with torch._dynamo.config.patch(recompile_limit=3), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for count in (1, 2, 3):
+            fast(X, "a" * count)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            fast(X, "aaaa")
+    assert any("dynamic=True" in str(each.message) for each in seen)
+
+
+def test_suppressed_errors_are_refused():
+    with (
+        torch._dynamo.config.patch(suppress_errors=True, fail_on_recompile_limit_hit=False),
+        warnings.catch_warnings(record=True),
+    ):
+        found = fxq.integrations.dynamo
+        with pytest.raises(fxq.FxQuantError, match="suppress_errors"):
+            found.fxquant_backend(torch.fx.symbolic_trace(nn.ReLU()), [X])
+
+
+def test_the_backend_is_found_by_name():
+    assert "fxquant" in torch._dynamo.list_backends()
