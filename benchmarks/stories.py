@@ -27,7 +27,16 @@ import fxquant as fxq
 
 BOS, CONTEXT = 1, 512
 _BYTES = 3  # the id of byte 0
-RECIPES = {"int8 dynamic": "dynamic", "int4 group-32 weight-only": "weight-only-int4"}
+HEAD = {"dtype": "int8", "granularity": "per-channel", "symmetric": True, "group_size": None}
+RECIPES: dict[str, str | fxq.Recipe] = {
+    "int8 dynamic": "dynamic",
+    "int4 group-32 weight-only": "weight-only-int4",
+    "the same, int8 head": fxq.Recipe(
+        name="int4-head8",
+        base="weight-only-int4",
+        overrides=[fxq.Override(path="lm_head", specs={"weight": HEAD})],
+    ),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, suggest
 from fxquant.generation.generator import WAYS, generator_of, on_device_of
+from fxquant.generation.skeleton import skeleton
 from fxquant.graph.host import host_of, put_parts
 from fxquant.graph.parts import parts_of
 from fxquant.graph.rebuild import tensor_key
@@ -82,11 +83,15 @@ class Program(nn.Module):
         self.__dict__["_host"] = None if model is None or adapter != "modules" else _host(model, self.graphs)
 
     def attach(self, model: nn.Module) -> "Program":
-        """Return the program with the model whose own code calls its graphs, as it needs after `load`.
+        """Return the program with the model whose own code calls its graphs.
+
+        After `load` a program of modules needs it, and one that generates where transformers lacks the model's class.
 
         Raises:
             ConfigError: the program needs none, or the model lacks a module that a graph stands for.
         """
+        if self.adapter in WAYS:
+            return Program(self.graphs, self.adapter, skeleton(model))
         if self.adapter != "modules":
             raise ConfigError(
                 f"the program's adapter is {self.adapter!r}, which calls the graphs itself: no model needed"

@@ -42,7 +42,8 @@ def skeleton_from(config: Mapping[str, Any], generation: Mapping[str, Any]) -> A
     cls: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
     if not known or not cls.can_generate():
-        raise ConfigError(f"the program was made from a {str(name)[:80]!r}, which transformers does not have")
+        advice = "give the model whose class it is with program.attach(model)"
+        raise ConfigError(f"the program was made from a {str(name)[:80]!r}, which transformers does not have: {advice}")
     try:
         with torch.device("meta"):
             model = cls(cls.config_class.from_dict({**config}))

@@ -142,3 +142,5 @@ def test_programs_and_artifacts_that_do_not_generate(llama, tmp_path):
     fxq.save(own, tmp_path / "own")
     with pytest.raises(ConfigError, match="the program was made from a 'Own', which transformers does not have"):
         fxq.load(tmp_path / "own").generate(**prompts())
+    attached = fxq.load(tmp_path / "own").attach(llama[0])
+    assert torch.equal(generating(attached.generate, prompts()), generating(llama[0].generate, prompts()))
