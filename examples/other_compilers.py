@@ -41,7 +41,8 @@ def main() -> None:
     """Rewrite an exported graph with single passes, then quantize it, and compile both with Inductor."""
     torch.manual_seed(0)
     model, x = Block().eval(), torch.randn(4, 32)
-    foreign = torch.export.export(model, (x,)).module()  # or any other GraphModule of ATen calls
+    sizes = ({0: torch.export.Dim.AUTO},)
+    foreign = torch.export.export(model, (x,), dynamic_shapes=sizes).module()  # or any other GraphModule of ATen calls
 
     # Single passes: each edits a graph in place. The pipeline checks their order and the graph after each.
     before = count(foreign)

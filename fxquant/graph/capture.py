@@ -147,6 +147,7 @@ class _Entry(nn.Module):
 
     def __init__(self, model: nn.Module, example: Example, report: Callable[[structure.Data], None]) -> None:
         super().__init__()
+        self.training = False  # as the model's modules are; not all of them take eval()
         self.add_module(ROOT, model)
         self.example = example
         self.report = report
@@ -166,7 +167,7 @@ class _Entry(nn.Module):
 def _export(model: nn.Module, example: Example, dynamic: bool) -> tuple[ExportedProgram, Example, structure.Data]:
     """Return the exported program, the example and the structure of the model's output."""
     outputs: list[structure.Data] = []
-    entry = _Entry(model, example, outputs.append).eval()
+    entry = _Entry(model, example, outputs.append)
     sizes = tuple(dict.fromkeys(range(t.ndim), Dim.AUTO) for t in example.tensors)
     shapes = {"leaves": sizes} if dynamic else None
     with quiet_torch():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, get_args, is_typeddict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxquant.errors import InputError, suggest
 from fxquant.graph import structure
@@ -88,13 +88,23 @@ def read_example(model: nn.Module, given: Any) -> Example:
 def forward_parameters(model: nn.Module) -> tuple[Parameter, ...]:
     """Return the parameters of the model's forward."""
     found = []
-    for each in inspect.signature(model.forward).parameters.values():
+    for position, each in enumerate(inspect.signature(model.forward).parameters.values()):
+        kind = "POSITIONAL_ONLY" if position < _positional(model) else each.kind.name
         plain = isinstance(each.default, structure.CONSTANTS) and not (
             isinstance(each.default, float) and not math.isfinite(each.default)
         )
         required = each.default is each.empty and not each.kind.name.startswith("VAR_")
-        found.append(Parameter(each.name, each.kind.name, required, each.default if plain else None))
+        found.append(Parameter(each.name, kind, required, each.default if plain else None))
     return tuple(found)
+
+
+def _positional(model: nn.Module) -> int:
+    """Return how many arguments the module of an exported program takes by position alone, as it was exported with."""
+    codegen = getattr(getattr(model, "graph", None), "_codegen", None)
+    if not isinstance(codegen, fx.graph._PyTreeCodeGen):
+        return 0
+    spec = codegen.pytree_info.in_spec
+    return spec.child(0).num_children if spec.num_children == 2 else 0
 
 
 def _extra_names(model: nn.Module) -> frozenset[str] | None:

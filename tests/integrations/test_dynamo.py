@@ -51,7 +51,7 @@ def test_equals_the_quantized_capture_at_every_size(name):
     assert {row.module_path for row in fxq.ledger(graph).rows if row.quantized} == wanted
 
 
-@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("t5", marks=pytest.mark.slow)])
 def test_generate_runs_the_models_own_loop(name):
     model, _ = one_layer(name)
     inputs = {"input_ids": models.ids(2, 7), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
