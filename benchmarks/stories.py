@@ -54,10 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
     texts = [tokens.encode(text)[:CONTEXT] for text in read_stories(stories, args.limit)]
     print(f"{len(texts)} stories, {sum(map(len, texts))} tokens")
     model = read_llama(weights / "stories260K.bin")
-    example = next(batches(texts, 2))
+    captured = fxq.capture_generation(model, next(batches(texts, 2)))
     rows = [("float32", nats(model, texts, args.batch), "")]
     for name, recipe in RECIPES.items():
-        program = fxq.quantize(model, example, recipe=recipe)
+        program = fxq.quantize(captured, None, recipe=recipe)
         rows.append((name, nats(program, texts, args.batch), f"{fxq.ledger(program).coverage:.1%}"))
     print(tabulate(rows, ("", "nats per token", "low-precision share"), floatfmt=".4f"))
     prompt = torch.tensor([tokens.encode("Once upon a time")])

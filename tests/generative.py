@@ -16,7 +16,7 @@ _WINDOW = {**_GROUPED, "head_dim": 8, "sliding_window": 6, "num_hidden_layers": 
 
 # per model: its class, its configuration, and what the latter is made with
 DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64}),
     "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", _COMMON),
     "opt": ("OPTForCausalLM", "OPTConfig", {**_COMMON, "ffn_dim": 64, "word_embed_proj_dim": 32}),
     "llama": ("LlamaForCausalLM", "LlamaConfig", {**_GROUPED, "num_hidden_layers": 2}),
