@@ -26,18 +26,6 @@ def matmul(a: Any, b: Any) -> Any:
     return aten.matmul.default(a, b)
 
 
-@quant_op(guard=reads_float32)
-def bmm(a: Any, b: Any) -> Any:
-    """y = a·b for a [B, M, K] and b [B, K, N]."""
-    return aten.bmm.default(a, b)
-
-
-@quant_op()
-def baddbmm(addend: Any, a: Any, b: Any, *, beta: float, alpha: float) -> Any:
-    """y = beta·addend + alpha·a·b."""
-    return aten.baddbmm.default(addend, a, b, beta=beta, alpha=alpha)
-
-
 @quant_op()
 def attention(
     query: Any,

@@ -152,6 +152,8 @@ RULES: dict[Any, Rule] = {
     ops.x86_linear_dynamic_int8.default: _LINEAR,
     ops.x86_linear_int8.default: _LINEAR,
     ops.x86_linear_weight_int8.default: _LINEAR,
+    ops.x86_packed_linear_weight_only.default: _LINEAR,
+    ops.linear_weight_only.default: _LINEAR,
     aten.linear.default: _LINEAR,
     ops.x86_rows_embedding_int8.default: _lookup,
     ops.x86_embedding_int8.default: _lookup,

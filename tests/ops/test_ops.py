@@ -92,8 +92,6 @@ class Attend(nn.Module):
 
 PRODUCTS = {
     "matmul": (torch.matmul, (torch.randn(2, 3, 4), torch.randn(2, 4, 5))),
-    "bmm": (torch.bmm, (torch.randn(2, 3, 4), torch.randn(2, 4, 5))),
-    "baddbmm": (torch.baddbmm, (torch.randn(2, 3, 5), torch.randn(2, 3, 4), torch.randn(2, 4, 5))),
     "attention": (Attend(), tuple(torch.randn(3, 2, 2, 5, 4))),
     "conv1d": (nn.Conv1d(4, 6, 3), (torch.randn(2, 4, 9),)),
     "conv2d": (nn.Conv2d(4, 6, 3, groups=2), (torch.randn(2, 4, 9, 9),)),

@@ -16,6 +16,7 @@ import fxquant as fxq
 from fxquant.errors import ArtifactError, ConfigError, FxQuantWarning
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
+from fxquant.passes.narrow_attention import NarrowAttention
 from fxquant.stages import portable
 
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 1, 0]])
@@ -151,7 +152,8 @@ def test_exact_is_the_default_and_changes_nothing(pair):
     assert edit.marks(pair[0]).get("padded_outputs") is None
 
 
-def test_golden():
+def test_golden(monkeypatch):
+    monkeypatch.setattr(NarrowAttention, "apply", lambda self, gm: 0)  # which depends on the CPU
     zero = lowered(Encoder(lambda hidden, mask: (hidden, hidden[:, 0]), layers=1))[1]
     check_golden("unpad", re.sub(r" \{.*\}$", "", to_text(zero), flags=re.MULTILINE))
 

@@ -29,4 +29,4 @@ emitter("reference", "grouped_linear_int8", serves=("grouped_linear",), needs=("
 emitter("reference", "embedding_int8", serves=("embedding",), needs=("weight",))(
     embedding_emitter(ops.embedding_int8.default)
 )
-emitter("reference", "matmul_int8", serves=("matmul", "bmm"), needs=("a", "b"))(matmul_emitter(ops.matmul_int8.default))
+emitter("reference", "matmul_int8", serves=("matmul",), needs=("a", "b"))(matmul_emitter(ops.matmul_int8.default))
