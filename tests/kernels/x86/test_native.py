@@ -1,5 +1,7 @@
 """Building the C++ kernels: cached, refused with a clear warning, never in the way of running."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -9,12 +11,10 @@ from fxquant.kernels.x86 import isa, native
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """Forget what is loaded and use an empty cache."""
+    """Use an empty cache, and a memory of its own: what is loaded already must not be loaded again from another file."""
     monkeypatch.setenv(native.CACHE, str(tmp_path / "cache"))
-    native.available.cache_clear()
-    yield tmp_path
-    monkeypatch.undo()
-    native.available.cache_clear()
+    monkeypatch.setattr(native, "available", cache(native.available.__wrapped__))
+    return tmp_path
 
 
 def test_without_a_compiler_a_warning_says_so(fresh, monkeypatch):
