@@ -11,7 +11,7 @@ from fxquant.kernels.x86 import isa, native
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """Use an empty cache, and a memory of its own: what is loaded already must not be loaded again from another file."""
+    """Use an empty cache; what is loaded stays remembered, as it must not be loaded again from another file."""
     monkeypatch.setenv(native.CACHE, str(tmp_path / "cache"))
     monkeypatch.setattr(native, "available", cache(native.available.__wrapped__))
     return tmp_path
