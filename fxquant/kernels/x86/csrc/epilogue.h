@@ -159,13 +159,14 @@ inline void linear_with(Tile tile, const Linear& op, int64_t row, int64_t row_en
   for (int64_t b = block; b < block_end; ++b) {
     const Columns columns(op, b);
     const int64_t bytes = op.depths * kDepth * kColumns;
-    const int8_t *weight = op.weight + b * bytes, *next = weight + bytes;
+    const int8_t *weight = op.weight + b * bytes, *next = b + 1 < block_end ? weight + bytes : op.next_weight;
     const int64_t tiles = (row_end - row + kRows - 1) / kRows, lines = tiles < 4 ? (4 + tiles - 1) / tiles : 1;
     for (int64_t r = row; r < row_end; r += kRows) {
       const int64_t rows = row_end - r < kRows ? row_end - r : kRows;
       const int64_t done = (r - row) / kRows * op.depths * lines * 64;
-      const bool more = b + 1 < block_end && done < bytes;
-      tile(rows, op.x + r * op.x_stride, op.x_stride, weight, op.depths, acc, Ahead{next + done, more ? lines : 0});
+      const bool more = next && done < bytes;
+      const Ahead ahead{more ? next + done : nullptr, more ? lines : 0};
+      tile(rows, op.x + r * op.x_stride, op.x_stride, weight, op.depths, acc, ahead);
       finish<kRows>(op, columns, r, rows, acc);
     }
   }
