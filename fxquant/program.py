@@ -59,8 +59,8 @@ class Program(nn.Module):
         model: the model's own code around the graphs, for adapters that generate (without tensors) and for "modules".
 
     Raises:
-        ConfigError: an unknown adapter, a graph that it needs and does not find, no plain name for a graph, or a model
-            without a module that a graph stands for.
+        ConfigError: an unknown adapter, a graph that it needs and does not find, no plain name for a graph, a
+            model without a module that a graph stands for, or graphs that generate and do not know how.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class Program(nn.Module):
         for name in NEEDS.get(adapter, ()):
             if name not in graphs:
                 raise ConfigError(f"adapter {adapter!r} needs a graph {name!r}; known: {', '.join(graphs) or '(none)'}")
+        if adapter in WAYS:
+            WAYS[adapter].check(graphs)
         for name in graphs:
             if not name.isidentifier():
                 raise ConfigError(f"graph name {name!r}: expected letters, digits and underscores")
