@@ -144,13 +144,18 @@ class Program(nn.Module):
         return self._adapter(self.graphs, args, kwargs)
 
     @property
+    def generates(self) -> bool:
+        """Whether the program has `generate`."""
+        return self.adapter in WAYS
+
+    @property
     def generator(self) -> Any:
         """The model's own class of transformers, whose forward calls the graphs; it holds no weights.
 
         Raises:
             ConfigError: the program's graphs do not generate, or the installed transformers lacks the model's class.
         """
-        if self.adapter not in WAYS:
+        if not self.generates:
             advice = "quantize a transformers model that can generate, called with ids and masks alone"
             raise ConfigError(f"a program of {', '.join(self.graphs)} does not generate: {advice}")
         if self.__dict__["_generator"] is None:
