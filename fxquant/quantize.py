@@ -73,13 +73,18 @@ def _captured(model: nn.Module, example_inputs: Any) -> fx.GraphModule | Program
         assert isinstance(model, fx.GraphModule | Program)
         return model
     if stages == {None}:
-        return _capture(model, example_inputs)
+        return capture_any(model, example_inputs)
     found = ", ".join(sorted(map(str, stages)))
     raise FxQuantError(f"quantize takes a model or a captured graph, got one that is {found} already")
 
 
-def _capture(model: nn.Module, example_inputs: Any) -> fx.GraphModule | Program:
-    """Capture for generation where the model generates, and its whole forward where it does not, or not so."""
+def capture_any(model: nn.Module, example_inputs: Any) -> fx.GraphModule | Program:
+    """Capture for generation where the model generates, and its whole forward where it does not, or not so.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        InputError: the example inputs are not those of the model's forward.
+    """
     if not generates(model):
         return capture(model, example_inputs)
     try:
