@@ -3,13 +3,12 @@
     einsum("ibh,hnd->ibnd", x, W)   =  unflatten(linear(x, W as [N·D, H]), (N, D))
     einsum("ibnd,jbnd->bnij", q, k) =  matmul(q as [B, N, I, D], k as [B, N, D, J])
 
-Letters of both factors and the result are axes of a batch, those of both factors alone are summed over. `tensordot` is
-such a sum, too.
+Letters of both factors and the result are axes of a batch, those of both factors alone are summed over. `tensordot`,
+`inner`, `mv`, `addmv`, `addbmm` and `bilinear` are such sums, too.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from string import ascii_letters
 from typing import Any, ClassVar
 
 import torch
@@ -17,13 +16,14 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.passes.canonical_facts import computed, sizes
+from fxquant.passes.letter_sums import READERS, Term
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class EinsumToProducts:
-    """Rewrite `einsum` and `tensordot` into products. The same products are summed, maybe in another order.
+    """Rewrite sums of products into `linear` and `matmul`. The same products are summed, maybe in another order.
 
     Of three and more factors the first two are multiplied first. A diagonal, a letter that is summed within one factor,
     and a letter that broadcasts stay as they are.
@@ -36,61 +36,19 @@ class EinsumToProducts:
         weights: dict[tuple[str, tuple[int, ...]], fx.Node] = {}
         count = 0
         for node in list(gm.graph.nodes):
-            terms = READERS[node.target](node) if node.op == "call_function" and node.target in READERS else None
-            if terms is not None and _is_plain(*terms):
-                edit.replace(node, _rewrite(gm, node, *terms, weights))
+            found = READERS[node.target](node) if node.op == "call_function" and node.target in READERS else None
+            if found is not None and _is_plain(found.terms, found.result):
+                product = _rewrite(gm, node, found.terms, found.result, weights)
+                if found.addend is not None:
+                    product = computed(node, aten.add.Tensor, (product, found.addend))
+                edit.replace(node, product)
                 count += 1
         if count:
             gm.graph.eliminate_dead_code()
         return count
 
 
-@dataclass(frozen=True)
-class _Term:
-    """A factor and the letters of its axes."""
-
-    node: fx.Node
-    letters: str
-
-    def axes(self, letters: str) -> list[int]:
-        return [self.letters.index(letter) for letter in letters]
-
-
-Terms = tuple[tuple[_Term, ...], str]
-
-
-def _of_einsum(node: fx.Node) -> Terms | None:
-    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
-    left, arrow, result = equation.partition("->")
-    if not isinstance(operands, (list, tuple)):
-        return None
-    if not arrow:
-        result = "..." * ("..." in left) + "".join(sorted(each for each in ascii_letters if left.count(each) == 1))
-    ranks = [len(sizes(each) or ()) for each in operands]
-    texts = left.split(",")
-    hidden = {rank - len(text) + 3 for rank, text in zip(ranks, texts, strict=True) if "..." in text}
-    if len(hidden) > 1:
-        return None  # an ellipsis that broadcasts
-    dots = "".join(sorted(set(ascii_letters) - set(equation)))[: max(hidden, default=0)]
-    terms = (_Term(each, text.replace("...", dots)) for each, text in zip(operands, texts, strict=True))
-    return tuple(terms), result.replace("...", dots)
-
-
-def _of_tensordot(node: fx.Node) -> Terms | None:
-    arguments: Any = node.args
-    operands, summed = arguments[:2], arguments[2:4]
-    a, b = (len(sizes(each) or ()) for each in operands)
-    first, second = list(ascii_letters[:a]), list(ascii_letters[a : a + b])
-    for one, other in zip(*summed, strict=True):
-        second[other] = first[one]
-    result = "".join(letter for letter in first + second if (letter in first) != (letter in second))
-    return (_Term(operands[0], "".join(first)), _Term(operands[1], "".join(second))), result
-
-
-READERS = {aten.einsum.default: _of_einsum, aten.tensordot.default: _of_tensordot}
-
-
-def _is_plain(terms: Sequence[_Term], result: str) -> bool:
+def _is_plain(terms: Sequence[Term], result: str) -> bool:
     """Say whether each letter stands for one size, once in a factor, and is summed over only between factors."""
     found: dict[str, list[Any]] = {}
     for term in terms:
@@ -104,7 +62,7 @@ def _is_plain(terms: Sequence[_Term], result: str) -> bool:
     return one_size and kept and set(result) <= set(found) and len(set(result)) == len(result)
 
 
-def _rewrite(gm: fx.GraphModule, node: fx.Node, terms: Sequence[_Term], result: str, weights: Any) -> Any:
+def _rewrite(gm: fx.GraphModule, node: fx.Node, terms: Sequence[Term], result: str, weights: Any) -> Any:
     """Return the result of all factors, multiplied from the left."""
     first, *rest = terms
     for place, second in enumerate(rest):
@@ -116,7 +74,7 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node, terms: Sequence[_Term], result: 
     return _ordered(node, first, result)
 
 
-def _multiply(gm: fx.GraphModule, node: fx.Node, a: _Term, b: _Term, kept: str, weights: Any) -> _Term:
+def _multiply(gm: fx.GraphModule, node: fx.Node, a: Term, b: Term, kept: str, weights: Any) -> Term:
     """Return the product of two factors with the letters `kept`, in whatever order comes cheapest."""
     shared = [letter for letter in a.letters if letter in b.letters]
     batch = "".join(letter for letter in kept if letter in shared)
@@ -134,10 +92,10 @@ def _multiply(gm: fx.GraphModule, node: fx.Node, a: _Term, b: _Term, kept: str, 
     if not apart:
         shape = [_size(node, a, letter) for letter in batch + rows] + [_size(node, b, letter) for letter in columns]
         product = computed(node, aten.reshape.default, (product, shape))
-    return _Term(product, batch + rows + columns)
+    return Term(product, batch + rows + columns)
 
 
-def _right(node: fx.Node, b: _Term, batch: str, summed: str, columns: str) -> Any:
+def _right(node: fx.Node, b: Term, batch: str, summed: str, columns: str) -> Any:
     """Return a right factor [*batch, K, N]; as a transpose where its own last axis is the one summed over."""
     if len(summed) == len(columns) == 1 and b.letters[-1] == summed:
         return computed(node, aten.transpose.int, (_ordered(node, b, batch + columns + summed), -2, -1))
@@ -146,7 +104,7 @@ def _right(node: fx.Node, b: _Term, batch: str, summed: str, columns: str) -> An
     return _merged(node, right, len(batch), len(summed))
 
 
-def _weight(gm: fx.GraphModule, b: _Term, columns: str, summed: str, weights: dict[Any, fx.Node]) -> fx.Node:
+def _weight(gm: fx.GraphModule, b: Term, columns: str, summed: str, weights: dict[Any, fx.Node]) -> fx.Node:
     """Return the constant [N, K] of a factor, stored when it is first asked for."""
     target, order = str(b.node.target), tuple(b.axes(columns + summed))
     key = (target, order, len(columns))
@@ -157,7 +115,7 @@ def _weight(gm: fx.GraphModule, b: _Term, columns: str, summed: str, weights: di
     return weights[key]
 
 
-def _ordered(node: fx.Node, term: _Term, letters: str) -> Any:
+def _ordered(node: fx.Node, term: Term, letters: str) -> Any:
     """Return a factor with its axes in the order of the letters."""
     if term.letters == letters:
         return term.node
@@ -171,5 +129,5 @@ def _merged(node: fx.Node, value: fx.Node, start: int, count: int) -> Any:
     return computed(node, aten.flatten.using_ints, (value, start, start + count - 1)) if count > 1 else value
 
 
-def _size(node: fx.Node, term: _Term, letter: str) -> Any:
+def _size(node: fx.Node, term: Term, letter: str) -> Any:
     return computed(node, aten.sym_size.int, (term.node, term.letters.index(letter)))

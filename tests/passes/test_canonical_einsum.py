@@ -6,7 +6,7 @@ from canonical import after, assert_same, before, story, targets
 from golden import check_golden
 
 aten = torch.ops.aten
-pytestmark = pytest.mark.filterwarnings("ignore:dimension 1")
+pytestmark = pytest.mark.filterwarnings("ignore:dimension")
 LINEAR, MATMUL = aten.linear.default, aten.matmul.default
 
 
@@ -90,6 +90,32 @@ def test_tensordot(axes):
     changed, _ = after("einsum_to_products", gm)
     assert targets(changed).count(LINEAR) == 1
     assert_same(gm, changed, X, units=16)
+
+
+OTHERS = {
+    "inner": (lambda x, w: torch.inner(x + 1, w), X, (4, 6)),
+    "inner-swapped": (lambda x, w: torch.inner(w, x), X, (4, 6)),
+    "mv": (lambda x, w: torch.mv(w, x), draw(6), (4, 6)),
+    "addmv": (lambda x, w: torch.addmv(x[:4], w, x), draw(6), (4, 6)),
+    "addbmm": (lambda x, w: torch.addbmm(x[0, :, :4], x, w), draw(3, 5, 6), (3, 6, 4)),
+    "bilinear": (lambda x, w: torch.nn.functional.bilinear(x, x + 1, w, w[:, 0, 0]), X, (4, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_sums(name):
+    function, x, shape = OTHERS[name]
+    gm = before("einsum_to_products", function, x, w=draw(*shape))
+    changed, count = after("einsum_to_products", gm)
+    products = [target for target in targets(changed) if target in (LINEAR, MATMUL)]
+    assert count == 1 and products == [LINEAR, MATMUL][: 2 if name == "bilinear" else 1]
+    assert name.partition("-")[0] not in {str(target).split(".")[1] for target in targets(changed)}
+    assert_same(gm, changed, x, units=32)
+
+
+def test_factors_other_than_one_stay():
+    gm = before("einsum_to_products", lambda x, w: torch.addmv(x[:4], w, x, alpha=2), draw(6), w=draw(4, 6))
+    assert after("einsum_to_products", gm)[1] == 0
 
 
 def test_a_weight_is_stored_once_for_all_its_readers():
