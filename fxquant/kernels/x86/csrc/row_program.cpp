@@ -43,6 +43,11 @@ int64_t widest(const Program& program) {
   return bytes;
 }
 
+// The first block of columns that a member of a team computes of a linear; that of the next member ends its share.
+int64_t first_block(const Linear& op, int member, int members) {
+  return (op.n + kColumns - 1) / kColumns * member / members;
+}
+
 struct Block {
   const Program& program;
   const Isa& isa;
@@ -56,6 +61,9 @@ struct Block {
   // Whose operand `bytes` holds, quantized how: several linears may read one value.
   int quantized = -1;
   RowScheme scheme{};
+
+  // Who of a team this is, where columns are shared.
+  int member = 0, members = 1;
 
   uint8_t* start(int v) const {
     const Value& value = program.values[v];
@@ -92,10 +100,25 @@ struct Block {
     return true;
   }
 
+  // The weights that this member reads of the next linear after the step that gives `out`, or null.
+  const int8_t* weight_after(int out) const {
+    for (size_t i = out - program.first() + 1; i < program.steps.size(); ++i) {
+      const Linear& op = program.steps[i].linear;
+      if (op.weight) return op.weight + first_block(op, member, members) * op.depths * kDepth * kColumns;
+    }
+    return nullptr;
+  }
+
+  void linear(const Step& step, int out) const {
+    const Linear op = linear_of(step, out);
+    isa.linear(op, 0, rows, first_block(op, member, members), first_block(op, member + 1, members));
+  }
+
   // The linear of a step with the places of this block filled in.
   Linear linear_of(const Step& step, int out) const {
     Linear op = step.linear;
     op.x_stride = op.depths * kDepth;
+    op.next_weight = weight_after(out);
     if (step.kind == StepKind::linear) {
       op.x = bytes;
       op.x_scale = scales;
@@ -138,7 +161,7 @@ struct Block {
       case StepKind::quantize: return quantize(step, out);
       case StepKind::linear: quantize_operand(step); [[fallthrough]];
       case StepKind::linear_bytes:
-        return isa.linear(linear_of(step, out), 0, rows, 0, (step.linear.n + kColumns - 1) / kColumns);
+        return linear(step, out);
     }
   }
 
@@ -245,6 +268,8 @@ void run_together(const Program& program, const Isa& isa, int64_t scratch, uint8
   Block whole = block_of(program, isa, scratch, program.rows, memory), own = whole;
   const auto part = [&](int64_t count, int which) { return count * which / team.size(); };
   whole.rows = program.rows;
+  whole.member = member;
+  whole.members = team.size();
   own.row = own.skip = part(program.rows, member);
   own.rows = part(program.rows, member + 1) - own.row;
   bool apart = false;   // this member's last results are rows, which the others have not seen yet
@@ -264,8 +289,7 @@ void run_together(const Program& program, const Isa& isa, int64_t scratch, uint8
     if (step.kind == StepKind::linear) apart |= own.quantize_operand(step);
     if (apart) team.wait();
     apart = false;
-    const int64_t blocks = (step.linear.n + kColumns - 1) / kColumns;
-    isa.linear(whole.linear_of(step, out), 0, whole.rows, part(blocks, member), part(blocks, member + 1));
+    whole.linear(step, out);
     team.wait();
   }
 }
