@@ -24,7 +24,7 @@ LAYERS = [
     ["qat"],
     ["calibration", "ladder"],
     ["capture_generation"],
-    ["program"],
+    ["portable", "program"],
     ["generation"],
     ["algorithms"],
     ["transforms"],

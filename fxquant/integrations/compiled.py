@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.graph import edit
 from fxquant.graph.enter import Entered
-from fxquant.stages import portable
+from fxquant.portable import kept
 
 Lowering = Callable[[fx.GraphModule], fx.GraphModule]
 _NUMBERS = itertools.count()
@@ -94,8 +94,8 @@ def _share(graph: fx.GraphModule, owners: Sequence[Tensor]) -> None:
     """Let a graph hold the tensors of earlier graphs of these parameters where they are equal: one copy of a weight."""
     known: dict[str, Tensor] = {}
     for other in _graphs(set(map(id, owners))):
-        known |= {**dict(other.named_buffers()), **dict(portable(other).named_buffers())}
-    for each in (graph, portable(graph)):
+        known |= {**dict(other.named_buffers()), **dict(kept(other).named_buffers())}
+    for each in (graph, kept(graph)):
         for name, tensor in list(each.named_buffers()):
             same = known.get(name)
             if same is not None and _equal(same, tensor):
@@ -103,7 +103,8 @@ def _share(graph: fx.GraphModule, owners: Sequence[Tensor]) -> None:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride()) and torch.equal(a, b)
+    alike = (a.dtype, a.shape, a.stride(), a.device) == (b.dtype, b.shape, b.stride(), b.device)
+    return alike and not a.is_meta and torch.equal(a, b)
 
 
 def _version(tensor: Tensor) -> int:

@@ -18,9 +18,9 @@ from fxquant.graph.pattern import Edge
 from fxquant.observers import Observation, Observer
 from fxquant.passes.claims import claimed_sites
 from fxquant.passes.qdq_nodes import DEQUANTIZE
+from fxquant.portable import portable
 from fxquant.program import Program
 from fxquant.spec import QParams, QuantSpec
-from fxquant.stages import portable
 
 Source = str | Path | fx.GraphModule | Program
 Key = tuple[str, str]  # module path and role
