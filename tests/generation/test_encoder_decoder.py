@@ -1,3 +1,4 @@
+import captured
 import pytest
 import torch
 import transformers
@@ -14,14 +15,14 @@ def source_of(inputs):
 @pytest.fixture(scope="module")
 def t5():
     model = encoder_decoder("t5")
-    return model, fxq.capture_generation(model, seq2seq_inputs("t5"))
+    return model, captured.program("t5")
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_tokens_are_those_of_the_model(name):
     """Greedy and by beams, with padding in the source."""
     model, inputs = encoder_decoder(name), seq2seq_inputs(name)
-    program = fxq.capture_generation(model, inputs)
+    program = captured.program(name)
     assert list(program.graphs) == ["encoder", "cross", "step"]
     for options in ({}, {"num_beams": 3}):
         expected = generating(model.generate, source_of(inputs), **options)
