@@ -13,6 +13,7 @@ from fxquant.errors import CaptureError, ConfigError, CoverageError, FxQuantErro
 from fxquant.graph import edit
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger, read_ledger
+from fxquant.memory import give_back
 from fxquant.observers import Observer
 from fxquant.passes.unpad import check_padded_outputs
 from fxquant.program import Program
@@ -60,6 +61,7 @@ def quantize(
     lowered = lower(convert(prepared), padded_outputs=padded_outputs)
     if strict:
         check_coverage(lowered)
+    give_back()
     return lowered
 
 

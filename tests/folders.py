@@ -20,9 +20,9 @@ def write_tokenizer(folder, **more):
 
 
 def write_bert(folder, model_class=transformers.BertModel):
-    """Write a BERT of two layers, hidden 32, with random weights, and return the folder."""
+    """Write a BERT of one layer, hidden 32, with random weights, and return the folder."""
     config = transformers.BertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        vocab_size=len(VOCABULARY), hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64,
     )  # fmt: skip
     with torch.random.fork_rng():

@@ -94,6 +94,46 @@ def test_module_that_changes_a_buffer_stays_the_models_own():
     torch.testing.assert_close(second, 2 * first)
 
 
+def test_module_that_replaces_a_buffer_stays_the_models_own():
+    class Replacing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return self.inner(x) * self.calls
+
+    model = Replacing().eval()
+    program = fxq.capture(nn.Sequential(model), X)
+    assert model.calls == 0
+    assert "forward puts another tensor in the place of '0.calls'" in fxq.ledger(program).summary()
+    first, second = program(X), program(X)
+    torch.testing.assert_close(second, 2 * first)
+
+
+def test_buffer_that_is_moved_or_made_again_is_no_change():
+    class Moving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+            self.register_buffer("places", torch.arange(8.0))
+
+        def forward(self, x):
+            self.places = torch.arange(8.0).to(x.device)
+            return self.inner(x + self.places)
+
+    model = Moving().eval()
+    with torch.no_grad():
+        assert torch.equal(fxq.capture(model, X)(X), model(X))
+
+
+def test_scripted_modules_are_named():
+    with pytest.raises(fxq.CaptureError, match=r"TorchScript.*give the module it was made of"):
+        fxq.capture(nn.Sequential(torch.jit.trace(nn.Linear(8, 8), X)), X)
+
+
 def test_control_flow_on_data_is_named_where_no_module_is_left():
     class Branch(nn.Module):
         def forward(self, x):

@@ -15,7 +15,7 @@ from fxquant.graph.example import Example, read_example
 from fxquant.graph.failure import Failure, locate
 from fxquant.graph.host import copied
 from fxquant.graph.modes import inference, quiet_torch
-from fxquant.graph.reach import narrowed
+from fxquant.graph.reach import narrowed, replaced
 from fxquant.graph.rebuild import ROOT, rebuild
 from fxquant.graph.signature import Signature, signature_of
 from fxquant.graph.ways import OWN_ATTENTION, Way, ways_of
@@ -64,8 +64,9 @@ def capture_whole(
     first that there is. `limits` says what a graph does not take.
 
     Raises:
-        CaptureError: every way fails.
+        CaptureError: every way fails, or forward puts new buffers into the model.
     """
+    check_kept(model, example)
     failed: list[dict[str, str]] = []
     narrow: tuple[fx.GraphModule, str] | None = None
     first: Failure | None = None
@@ -86,6 +87,13 @@ def capture_whole(
     assert first is not None, "each way failed"
     _check_runs(model, example)
     raise CaptureError(_advised(model, first, dynamic))
+
+
+def check_kept(model: nn.Module, example: Example) -> None:
+    """Raise where forward leaves a model with another buffer, which a graph could not."""
+    name = replaced(model, example)
+    if name is not None:
+        raise CaptureError(f"forward puts another tensor in the place of {name!r}: a graph has no state of its own")
 
 
 def export_whole(
@@ -188,6 +196,8 @@ def _check_devices(model: nn.Module, example: Example) -> None:
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError(f"capture takes a torch.nn.Module, not a {type(model).__name__}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise CaptureError("the model is of TorchScript, whose code cannot be captured: give the module it was made of")
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise CaptureError(f"parameter {name!r} is on the meta device and has no values: load the weights first")

@@ -1,4 +1,4 @@
-"""Whether a captured graph takes what its model takes: probed with other batches and lengths."""
+"""What a graph of a model would not do: take other batches and lengths, or keep what forward changes."""
 
 from collections.abc import Iterator
 
@@ -22,6 +22,23 @@ def narrowed(model: nn.Module, gm: fx.GraphModule, example: Example) -> str | No
             if _runs(model, example, probe):
                 return str(error)
     return None
+
+
+def replaced(model: nn.Module, example: Example) -> str | None:
+    """Return the path of a buffer for which forward puts another in its place; an export undoes that unsaid."""
+    own = copied(model)
+    before = dict(own.named_buffers())
+    args, kwargs = example.arguments(example.tensors)
+    try:
+        with inference(own):
+            own(*args, **kwargs)
+            return next((name for name, now in own.named_buffers() if _differs(before.get(name), now)), None)
+    except Exception:  # models raise anything; what cannot run is said where it is captured
+        return None
+
+
+def _differs(before: Tensor | None, now: Tensor) -> bool:
+    return before is None or (before is not now and (before.shape != now.shape or not torch.equal(before, now)))
 
 
 def probes(example: Example) -> Iterator[tuple[Tensor, ...]]:

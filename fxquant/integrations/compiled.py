@@ -44,6 +44,7 @@ class CompiledGraph:
 
     entered: Entered
     lowering: Lowering
+    frame: int  # Dynamo's number of the code
     number: int = field(default_factory=lambda: next(_NUMBERS))
     variants: dict[tuple[int, ...], _Variant] = field(default_factory=dict)
 
@@ -75,6 +76,11 @@ class CompiledGraph:
 def graphs_of(model: nn.Module) -> tuple[fx.GraphModule, ...]:
     """Return the lowered graphs, oldest first, that read a parameter or buffer of `model`."""
     return tuple(_graphs({id(tensor) for tensor in (*model.parameters(), *model.buffers())}))
+
+
+def count_of(frame: int) -> int:
+    """Return how many graphs of one code Dynamo holds: it drops what it no longer calls."""
+    return sum(each.frame == frame and bool(each.variants) for each in _LIVE)
 
 
 def _graphs(owners: set[int]) -> Iterator[fx.GraphModule]:
