@@ -1,9 +1,10 @@
 import json
 import math
 
+import captured
 import pytest
 import torch
-from generative import encoder_decoder, seq2seq_inputs
+from generative import seq2seq_inputs
 from models import MLP, bert, encoder_inputs, mlp
 from torch import nn
 
@@ -296,7 +297,7 @@ def test_cosine_of_sums(reference, candidate, cosine):
 
 @pytest.fixture(scope="module")
 def marian():
-    return fxq.capture_generation(encoder_decoder("marian"), seq2seq_inputs("marian"))
+    return captured.program("marian")
 
 
 def test_graphs_of_a_program_are_compared_one_by_one(marian):

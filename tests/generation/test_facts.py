@@ -3,9 +3,10 @@
 import json
 import random
 
+import captured
 import pytest
 import torch
-from generative import decoder, encoder_decoder, generating, prompts, seq2seq_inputs
+from generative import decoder, generating, prompts
 
 import fxquant as fxq
 from fxquant import artifact, manifest
@@ -21,10 +22,7 @@ KEYS += [("marian", "encoder", key) for key in ("parameters", "output")]
 
 @pytest.fixture(scope="module")
 def programs():
-    return {
-        "gpt2": fxq.capture_generation(decoder("gpt2"), prompts()),
-        "marian": fxq.capture_generation(encoder_decoder("marian"), seq2seq_inputs("marian")),
-    }
+    return {name: captured.program(name) for name in ("gpt2", "marian")}
 
 
 def marked(program, graph, **facts):
