@@ -24,6 +24,7 @@ from fxquant.backends import Backend, load_backend
 from fxquant.errors import ArtifactError, ConfigError, FxQuantError
 from fxquant.graph import edit, serial
 from fxquant.ledger import read_ledger
+from fxquant.memory import give_back
 from fxquant.program import Program
 
 log = logging.getLogger("fxquant.artifact")
@@ -190,7 +191,9 @@ def _lower(
 ) -> fx.GraphModule | Program:
     """Lower a graph whose claims and backend may be hostile: they are data, and can do no more than not fit."""
     try:
-        return stages.lower(graph, backend, padded_outputs=padded_outputs)
+        lowered = stages.lower(graph, backend, padded_outputs=padded_outputs)
+        give_back()
+        return lowered
     except FxQuantError as error:
         raise ArtifactError(f"it cannot be lowered: {error}; lower=False gives its Q/DQ graph") from error
     except (AssertionError, AttributeError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError) as error:

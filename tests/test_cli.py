@@ -1,12 +1,14 @@
 """The command line from end to end, on a tiny BERT in a folder."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from folders import SENTENCES, write_bert, write_sentences
+from folders import SENTENCES, write_bert, write_gpt2, write_sentences
 
 import fxquant as fxq
 from fxquant.cli import main
@@ -151,6 +153,53 @@ def test_compare_with_a_text_as_json(model, artifact, tmp_path, capsys):
     reference = fxq.capture(pretrained.model, pretrained.example_inputs())
     found = fxq.compare(reference, fxq.load(artifact), pretrained.batches(SENTENCES[:10]))
     assert data == json.loads(found.to_json())
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A causal LM's folder, what quantize made of it, and what it said."""
+    folder = write_gpt2(tmp_path_factory.mktemp("gpt2"))
+    made, said = tmp_path_factory.mktemp("gpt2-artifact"), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["quantize", str(folder), str(made)]) == 0
+    return folder, made, said.getvalue()
+
+
+def test_a_causal_lm_becomes_an_artifact_that_generates(gpt2):
+    folder, made, said = gpt2
+    assert f"generates: fxquant.load('{made}').generate(input_ids=...)" in said
+    assert "linear: 100.0% (5 of 5 ops)" in said
+    pretrained = load_pretrained(folder)
+    expected = fxq.quantize(pretrained.model, pretrained.example_inputs())
+    batch = pretrained.batch(SENTENCES[:2])
+    options = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(fxq.load(made).generate(**batch, **options), expected.generate(**batch, **options))
+
+
+def test_a_static_recipe_of_a_causal_lm_uses_the_text(gpt2, tmp_path, capsys):
+    text = write_sentences(tmp_path / "text.txt")
+    options = ["--recipe", "static", "--calibration", text, "--batches", 2]
+    status, _, err = run(capsys, "quantize", gpt2[0], tmp_path / "out", *options)
+    assert (status, err) == (0, "")
+    assert fxq.load(tmp_path / "out").generate(torch.tensor([[5, 6]]), max_new_tokens=3).shape == (1, 5)
+
+
+def test_explain_shows_the_steps_of_a_causal_lm(gpt2, capsys):
+    status, out, _ = run(capsys, "explain", gpt2[0])
+    assert status == 0
+    assert "lm_head" in out and "(planned)" in out
+    assert "lm_head" in run(capsys, "explain", gpt2[1])[1]
+
+
+def test_compare_of_a_causal_lm_is_by_graph(gpt2, capsys):
+    folder, made, _ = gpt2
+    status, out, err = run(capsys, "compare", folder, made)
+    assert (status, err) == (0, "")
+    layers, _, outputs = out.partition("\n\n")
+    assert "transformer.h.0.mlp.c_fc" in layers and "lm_head" in layers
+    (row,) = outputs.strip().splitlines()[2:]
+    name, decibel, cosine = row.split()
+    assert name == "step.logits" and 15 < float(decibel) < 60 and float(cosine) > 0.98
 
 
 @pytest.mark.parametrize("name", ["x86", "reference"])
