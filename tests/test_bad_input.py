@@ -75,40 +75,32 @@ def test_tied_weights_and_a_module_called_twice_are_quantized_once():
         assert sqnr(model(X), fxq.lower(qdq)(X)) > 25
 
 
-def test_module_that_changes_a_buffer_stays_the_models_own():
-    class Counting(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = Inner()
-            self.register_buffer("calls", torch.zeros(()))
+class Counting(nn.Module):
+    """Counts its calls in a buffer that it writes to, or puts another in the place of."""
 
-        def forward(self, x):
-            self.calls += 1
-            return self.inner(x) * self.calls
+    def __init__(self, count):
+        super().__init__()
+        self.inner, self.count = Inner(), count
+        self.register_buffer("calls", torch.zeros(()))
 
-    model = Counting().eval()
+    def forward(self, x):
+        self.calls = self.count(self.calls)
+        return self.inner(x) * self.calls
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (lambda calls: calls.add_(1), "forward changes 'calls', a tensor of the model"),
+        (lambda calls: calls + 1, "forward puts another tensor in the place of 'calls'"),
+    ],
+    ids=["written to", "replaced"],
+)
+def test_module_that_changes_a_buffer_stays_the_models_own(count, text):
+    model = Counting(count).eval()
     program = fxq.capture(model, X)
     assert model.calls == 0
-    assert "forward changes 'calls', a tensor of the model" in fxq.ledger(program).summary()
-    first, second = program(X), program(X)
-    torch.testing.assert_close(second, 2 * first)
-
-
-def test_module_that_replaces_a_buffer_stays_the_models_own():
-    class Replacing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = Inner()
-            self.register_buffer("calls", torch.zeros(()))
-
-        def forward(self, x):
-            self.calls = self.calls + 1
-            return self.inner(x) * self.calls
-
-    model = Replacing().eval()
-    program = fxq.capture(nn.Sequential(model), X)
-    assert model.calls == 0
-    assert "forward puts another tensor in the place of '0.calls'" in fxq.ledger(program).summary()
+    assert text in fxq.ledger(program).summary()
     first, second = program(X), program(X)
     torch.testing.assert_close(second, 2 * first)
 

@@ -1,11 +1,12 @@
 """What a graph of a model would not do: take other batches and lengths, or keep what forward changes."""
 
+import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.errors import InputError
+from fxquant.errors import FxQuantWarning, InputError
 from fxquant.graph.example import Example
 from fxquant.graph.host import copied
 from fxquant.graph.modes import inference
@@ -67,3 +68,17 @@ def _runs(model: nn.Module, example: Example, probe: tuple[Tensor, ...]) -> bool
     except Exception:  # models raise anything; what they cannot run no graph has to
         return False
     return True
+
+
+def warn_of_fixed(gm: fx.GraphModule, dynamic: bool, stacklevel: int = 3) -> None:
+    """Report the dimensions of a dynamic capture that look like a batch or a sequence and cannot vary."""
+    for leaf in signature_of(gm).leaves if dynamic else ():
+        sequence = len(leaf.shape) == 3 or (len(leaf.shape) == 2 and not leaf.dtype.is_floating_point)
+        for dimension in range(min(len(leaf.shape), 2 if sequence else 1)):
+            size = leaf.shape[dimension]
+            if isinstance(size, int):
+                kind = "sequence" if dimension else "batch"
+                text = (
+                    f"dimension {dimension} ({kind}) of {leaf.name!r} became fixed at {size}: the model's code needs it"
+                )
+                warnings.warn(text, FxQuantWarning, stacklevel=stacklevel)

@@ -3,6 +3,7 @@
 import models
 import pytest
 import torch
+from graphs import Two
 from torch import nn
 
 import fxquant as fxq
@@ -68,24 +69,6 @@ def test_generate_runs_the_models_own_loop():
     # attention may be computed in bfloat16
     torch.testing.assert_close(torch.stack(found.logits, 1), logits, rtol=0, atol=0.02 * float(logits.abs().max()))
     assert len(fxq.compiled(model)) <= 4
-
-
-class Two(nn.Module):
-    """Two linears with a graph break between them where `broken`."""
-
-    def __init__(self, broken=False):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 8)
-        self.broken = broken
-        self.eval()
-
-    def forward(self, x):
-        x = torch.relu(self.first(x))
-        if self.broken:
-            torch._dynamo.graph_break()
-        return self.second(x)
 
 
 X = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))

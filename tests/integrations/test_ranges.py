@@ -3,6 +3,7 @@
 import models
 import pytest
 import torch
+from graphs import Two
 from torch import nn
 
 import fxquant as fxq
@@ -16,22 +17,8 @@ def _fresh():
     torch._dynamo.reset()
 
 
-class Two(nn.Module):
-    """Two linears, the second of which is called twice; a graph break between them where `broken`."""
-
-    def __init__(self, broken=False):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
-        self.broken = broken
-        self.eval()
-
-    def forward(self, x):
-        x = torch.relu(self.first(x))
-        if self.broken:
-            torch._dynamo.graph_break()
-        return self.second(self.second(x) * 3)
+def twice(broken=False):
+    return Two(broken, (16, 16, 16), again=True)
 
 
 def static(model, inputs=X, **options):
@@ -44,7 +31,7 @@ def compiled(model, ranges, **options):
 
 @pytest.mark.parametrize("stage", ["prepared", "converted", "lowered", "artifact"])
 def test_ranges_of_every_stage_give_the_quantized_model(stage, tmp_path):
-    model = Two()
+    model = twice()
     prepared = fxq.calibrate(fxq.prepare(fxq.capture(model, (X,)), "x86", "static"), [(X,)], progress=False)
     qdq = fxq.convert(prepared)
     lowered = fxq.lower(qdq)
@@ -70,8 +57,8 @@ def test_a_transformer_with_static_ranges():
 
 
 def test_graphs_on_both_sides_of_a_break_find_their_ranges():
-    model = Two(broken=True)
-    ranges = static(Two())
+    model = twice(broken=True)
+    ranges = static(twice())
     assert torch.equal(compiled(model, ranges)(X), ranges(X))
     assert len(fxq.compiled(model)) == 2
 
@@ -87,22 +74,22 @@ class Broken(Two):
 
 def test_what_the_ranges_lack_is_named():
     with pytest.raises(Exception, match=r"ConfigError.*hold 2 for the x of the op at second.*calls it 1 times"):
-        compiled(Broken(), static(Two()))(X)
+        compiled(Broken(False, (16, 16, 16)), static(twice()))(X)
     with pytest.raises(Exception, match=r"ConfigError.*hold none for the x of the op at first.*Known: 0"):
-        compiled(Two(), static(nn.Sequential(nn.Linear(16, 16)).eval()))(X)
+        compiled(twice(), static(nn.Sequential(nn.Linear(16, 16)).eval()))(X)
 
 
 def test_ranges_of_another_spec_are_refused():
     recipe = {"base": "static", "spec": {"activation": {"symmetric": True}}}
-    prepared = fxq.prepare(fxq.capture(Two(), (X,)), "x86", recipe)
+    prepared = fxq.prepare(fxq.capture(twice(), (X,)), "x86", recipe)
     with pytest.raises(fxq.ConfigError, match=r"(?s)range of the x of the op at first is for .*recipe asks for"):
-        put_ranges(prepared, read_ranges(static(Two())))
+        put_ranges(prepared, read_ranges(static(twice())))
 
 
 def test_what_has_no_ranges_is_refused():
     with pytest.raises(fxq.ConfigError, match=r"the ranges hold none: give what quantize.* made"):
-        read_ranges(fxq.quantize(Two(), (X,)))
+        read_ranges(fxq.quantize(twice(), (X,)))
     with pytest.raises(fxq.ConfigError, match="not of a Two"):
-        read_ranges(Two())
+        read_ranges(twice())
     with pytest.raises(fxq.ArtifactError):
         read_ranges("nowhere")
