@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import guarding_hint_or_throw
+
+from fxquant.graph.hints import hint_of
 
 KEY = "fxquant"
 
@@ -59,7 +60,7 @@ def info(node: fx.Node) -> TensorInfo | None:
 
 def _hints(shape: Sequence[Any]) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     dynamic = tuple(not isinstance(size, int) for size in shape)
-    return tuple(size if isinstance(size, int) else guarding_hint_or_throw(size) for size in shape), dynamic
+    return tuple(size if isinstance(size, int) else hint_of(size) for size in shape), dynamic
 
 
 def path_of(node: fx.Node) -> str:

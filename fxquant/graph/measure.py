@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import has_guarding_hint
 
 from fxquant.graph import edit
+from fxquant.graph.hints import has_hint
 
 
 def measure_unknown(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
@@ -23,7 +23,7 @@ def measure_unknown(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
 
 def _is_unknown(value: Any) -> bool:
     return isinstance(value, Tensor) and any(
-        isinstance(size, torch.SymInt) and not has_guarding_hint(size) for size in value.shape
+        isinstance(size, torch.SymInt) and not has_hint(size) for size in value.shape
     )
 
 
