@@ -28,7 +28,7 @@ class Plan:
     vocabulary: int = 8000
     width: int = 256
     layers: int = 3
-    epochs: int = 8
+    epochs: int = 7
     cosine: int = 10  # epochs after which the learning rate would be 0; the last would change next to nothing
     tokens: int = 1024  # of a batch, padded, the longer side
     peak: float = 1.2e-3
