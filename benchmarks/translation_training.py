@@ -28,8 +28,8 @@ class Plan:
     vocabulary: int = 8000
     width: int = 256
     layers: int = 3
-    epochs: int = 8
-    cosine: int = 10  # epochs after which the learning rate would be 0; the last would change next to nothing
+    epochs: int = 7
+    cosine: int = 10  # epochs after which the learning rate would be 0; a quarter of its peak is left when training ends
     tokens: int = 1024  # of a batch, padded, the longer side
     peak: float = 1.2e-3
     warmup: float = 1.0  # epochs in which the learning rate rises to its peak
