@@ -137,7 +137,7 @@ def _place(part: Any) -> tuple[fx.Node, int, int] | None:
     if part.target is aten.slice.Tensor and args[1] in LAST:
         source, start, step = args[0], args[2] or 0, args[4]
     elif part.target is not None and part.op == "call_function" and args and _is_split(args[0]):
-        source, start, step = args[0].args[0], args[1] * args[0].args[1], 1
+        source, start, step = args[0].args[0], args[1] * (known.shape[-1] if known else 0), 1
     else:
         return None
     whole = edit.info(source)
@@ -146,7 +146,7 @@ def _place(part: Any) -> tuple[fx.Node, int, int] | None:
 
 
 def _is_split(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target is aten.split.Tensor and node.args[2] in LAST
+    return isinstance(node, fx.Node) and node.target in (aten.split.Tensor, aten.chunk.default) and node.args[2] in LAST
 
 
 def _replace(node: fx.Node, found: _Turned) -> None:
@@ -164,19 +164,22 @@ def _replace(node: fx.Node, found: _Turned) -> None:
 
 
 def _wider(node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """Return cat(result, rest of w) and w, where x is the first features of w and `rest` its others."""
+    """Return cat(result, rest of w) and w, where x is the first features of w, or all, and `rest` its others."""
     (join, *others) = node.users or (None,)
     if join is None or others or join.target is not aten.cat.default or join.args[1] not in LAST:
         return None
     parts: Any = join.args[0]
     rest = parts[1] if len(parts) == 2 and parts[0] is node else None
-    if not isinstance(rest, fx.Node) or rest.target is not aten.slice.Tensor or x.target is not aten.slice.Tensor:
+    if not isinstance(rest, fx.Node) or rest.target is not aten.slice.Tensor or rest.args[1] not in LAST:
         return None
-    known, whole = edit.info(x), edit.info(join)
-    source: Any = x.args[0]
-    wide = edit.info(source)
-    if known is None or whole is None or wide is None or wide.shape[-1] != whole.shape[-1]:
+    source: Any = x.args[0] if rest.args[0] is not x else x
+    known, wide = edit.info(x), edit.info(source) if isinstance(source, fx.Node) else None
+    whole = edit.info(join)
+    if known is None or wide is None or whole is None or wide.shape[-1] != whole.shape[-1]:
         return None
-    own = x.args[1] in LAST and x.args[2] in (0, None) and x.args[4] == 1
-    behind = rest.args[:3] == (source, x.args[1], known.shape[3]) and rest.args[4] == 1
-    return (join, source) if own and behind else None
+    own = source is x or (_is_slice(x) and x.args[2] in (0, None))
+    return (join, source) if own and _is_slice(rest) and rest.args[::2][:2] == (source, known.shape[-1]) else None
+
+
+def _is_slice(node: fx.Node) -> bool:
+    return node.target is aten.slice.Tensor and node.args[1] in LAST and node.args[4] in (1,)

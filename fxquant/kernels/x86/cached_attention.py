@@ -76,7 +76,9 @@ def _fake(
     interleaved: bool,
 ) -> Result:
     batch, held, past, features = past_key.shape
-    cache = [past_key.new_empty((batch, held, past + q.shape[1], features)) for _ in range(2)]
+    # Positions come first in memory, so that there can be more of them without other strides.
+    shape = (past + q.shape[1], batch, held, features)
+    cache = [past_key.new_empty(shape).permute(1, 2, 0, 3) for _ in range(2)]
     return past_key.new_empty((batch, q.shape[1], heads * features)), cache[0], cache[1]
 
 

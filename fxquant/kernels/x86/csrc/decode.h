@@ -9,15 +9,10 @@
 constexpr int kTogether = 4;    // rows that read the values together
 constexpr int64_t kAcross = 4;  // vectors of features that they sum up at a time
 
-// Products of a row with eight keys from `t` on; beyond the last any will do.
-inline void score_eight(const float* q, const float* k, int64_t stride, int64_t features, int64_t t, int64_t keys,
-                        float* scores) {
+// Products of a row with eight keys at `row`.
+inline void score_eight(const float* q, const float* const (&row)[8], int64_t features, float* scores) {
   V::F sums[8];
-  const float* row[8];
-  for (int i = 0; i < 8; ++i) {
-    sums[i] = V::set(0.0f);
-    row[i] = k + std::min(t + i, keys - 1) * stride;
-  }
+  for (V::F& sum : sums) sum = V::set(0.0f);
   int64_t d = 0;
   for (; d + V::lanes <= features; d += V::lanes) {
     const V::F a = V::load(q + d);
@@ -28,9 +23,9 @@ inline void score_eight(const float* q, const float* k, int64_t stride, int64_t 
     const V::F a = Lanes::load_first(q + d, features - d);
     for (int i = 0; i < 8; ++i) sums[i] = V::fma(a, Lanes::load_first(row[i] + d, features - d), sums[i]);
   }
-  alignas(64) float found[8];
+  float found[8];
   Lanes::fold(sums, V::add, found);
-  std::memcpy(scores + t, found, sizeof found);
+  std::memcpy(scores, found, sizeof found);
 }
 
 // Scale and mask the scores of the keys that a row sees, −inf beyond; returns the greatest.
@@ -104,19 +99,27 @@ void decode(const Attention& op, int64_t sequence, int64_t head, int64_t head_en
     float factor[kTogether];
     float* y[kTogether];
     int64_t keys = 0;
+    const float* q[kTogether];
+    int64_t seen[kTogether];
     for (int r = 0; r < count; ++r) {
       const int64_t h = head + (row + r) / op.queries, i = (row + r) % op.queries;
-      const float* q = static_cast<const float*>(op.q) + sequence * op.q_stride[0] + i * op.q_stride[1] + h * op.q_stride[2];
-      const int64_t seen = op.causal ? std::clamp<int64_t>(i + 1 + op.diagonal, 0, op.keys) : op.keys;
-      const int64_t padded = lanes_of(seen);
+      q[r] = static_cast<const float*>(op.q) + sequence * op.q_stride[0] + i * op.q_stride[1] + h * op.q_stride[2];
+      y[r] = op.y + (sequence * op.queries + i) * op.y_stride + h * op.features;
+      seen[r] = op.causal ? std::clamp<int64_t>(i + 1 + op.diagonal, 0, op.keys) : op.keys;
+      keys = std::max(keys, seen[r]);
+    }
+    for (int64_t t = 0; t < keys; t += 8) {  // the rows share what they read
+      const float* place[8];
+      for (int i = 0; i < 8; ++i) place[i] = k + std::min(t + i, op.keys - 1) * op.k_stride[1];
+      for (int r = 0; r < count; ++r) score_eight(q[r], place, op.features, memory.data() + r * stride + t);
+    }
+    for (int r = 0; r < count; ++r) {
       float* scores = memory.data() + r * stride;
-      for (int64_t t = 0; t < seen; t += 8) score_eight(q, k, op.k_stride[1], op.features, t, op.keys, scores);
-      const float top = mask_scores(op, sequence, h, i, scores, seen, padded);
+      const int64_t h = head + (row + r) / op.queries, i = (row + r) % op.queries, padded = lanes_of(seen[r]);
+      const float top = mask_scores(op, sequence, h, i, scores, seen[r], padded);
       const float sum = V::sum(exponentials(scores, padded, top));
       factor[r] = sum == 0 ? 0.0f : 1.0f / sum;  // a row that sees nothing becomes zeros
       std::fill(scores + padded, scores + stride, 0.0f);  // for rows beside it that see more
-      y[r] = op.y + (sequence * op.queries + i) * op.y_stride + h * op.features;
-      keys = std::max(keys, seen);
     }
     sum_values(count, memory.data(), stride, v, op.v_stride[1], keys, op.features, factor, y);
   }

@@ -1,6 +1,7 @@
 // Tensors (batch, heads, length, features) that grow along their length without being copied.
 //
-// The memory of one has room for more positions than it shows. Whoever holds the longest tensor in that memory may be
+// In memory positions come first, (length, batch, heads, features), so that more of them leave the strides as they are,
+// and there is room for more of them than a tensor shows. Whoever holds the longest tensor in that memory may be
 // followed in place: the new positions belong to the result alone, and no tensor that anyone holds ever changes. A
 // second follower of the same tensor, a shorter part of it and any other tensor are copied.
 #pragma once

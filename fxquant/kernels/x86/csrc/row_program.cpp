@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <thread>
 
@@ -42,6 +43,8 @@ int64_t widest(const Program& program) {
     if (step.kind == StepKind::linear) bytes = std::max(bytes, step.linear.depths * kDepth);
   return bytes;
 }
+
+int64_t blocks_of(int64_t columns) { return (columns + kColumns - 1) / kColumns; }
 
 struct Block {
   const Program& program;
@@ -115,6 +118,28 @@ struct Block {
     return op;
   }
 
+  // The same of a linear with float activations.
+  WeightOnly weight_only_of(const Step& step, int out) const {
+    WeightOnly op = step.weight;
+    op.x = floats(step.a);
+    op.y = floats(out);
+    if (step.b >= 0) op.residual = floats(step.b);
+    return op;
+  }
+
+  // The columns of blocks [block, block_end) of a step that computes such.
+  void run_columns(const Step& step, int out, int64_t block, int64_t block_end) const {
+    if (step.kind == StepKind::weight_only) isa.weight_only(weight_only_of(step, out), 0, rows, block, block_end);
+    else isa.linear(linear_of(step, out), 0, rows, block, block_end);
+  }
+
+  void copy_columns(const Step& step, int out) const {
+    const int64_t width = program.values[out].width, all = program.values[step.a].width;
+    const float* x = floats(step.a) + step.first;
+    float* y = floats(out);
+    for (int64_t r = 0; r < rows; ++r, x += all, y += width) std::memcpy(y, x, width * sizeof(float));
+  }
+
   void elementwise(const Step& step, int out, void (*work)(const float*, const float*, int64_t, float*)) const {
     const Value& second = program.values[step.b];
     const int64_t width = program.values[out].width;
@@ -134,11 +159,12 @@ struct Block {
         });
       case StepKind::add: return elementwise(step, out, isa.add);
       case StepKind::multiply: return elementwise(step, out, isa.multiply);
+      case StepKind::columns: return copy_columns(step, out);
       case StepKind::norm: return isa.norm(step.norm, floats(step.a), rows, floats(out));
       case StepKind::quantize: return quantize(step, out);
       case StepKind::linear: quantize_operand(step); [[fallthrough]];
       case StepKind::linear_bytes:
-        return isa.linear(linear_of(step, out), 0, rows, 0, (step.linear.n + kColumns - 1) / kColumns);
+      case StepKind::weight_only: return run_columns(step, out, 0, blocks_of(value.width));
     }
   }
 
@@ -252,7 +278,7 @@ void run_together(const Program& program, const Isa& isa, int64_t scratch, uint8
   for (size_t i = 0; i < program.steps.size(); ++i) {
     const Step& step = program.steps[i];
     const int out = program.first() + static_cast<int>(i);
-    if (step.kind != StepKind::linear && step.kind != StepKind::linear_bytes) {
+    if (!by_columns(step.kind)) {
       // Memory is used again: with rows of equal width a member's rows never lie where another's did.
       const int64_t next = common_width(program, step, out);
       if (apart && (next != width || next < 0)) team.wait();
@@ -264,8 +290,8 @@ void run_together(const Program& program, const Isa& isa, int64_t scratch, uint8
     if (step.kind == StepKind::linear) apart |= own.quantize_operand(step);
     if (apart) team.wait();
     apart = false;
-    const int64_t blocks = (step.linear.n + kColumns - 1) / kColumns;
-    isa.linear(whole.linear_of(step, out), 0, whole.rows, part(blocks, member), part(blocks, member + 1));
+    const int64_t blocks = blocks_of(program.values[out].width);
+    whole.run_columns(step, out, part(blocks, member), part(blocks, member + 1));
     team.wait();
   }
 }
