@@ -203,7 +203,7 @@ def test_a_gate_and_its_up_of_one_product(rows, threads):
     gated = w.both("multiply", w.columns(both, 0, 160), w.columns(both, 192, 352))
     program = w.program(w.weight_only(gated, 64, FLOAT_ROWS[0], "x0"))
     found = compiled(program)
-    assert_close(found, in_python(program))
+    torch.testing.assert_close(found, in_python(program), rtol=1e-4, atol=1e-2)  # of numbers up to 5000
     alone = [compiled(([row[None]], *program[1:]))[0] for row in program[0][0]]
     assert_equal(found, [torch.cat(alone)])
 
