@@ -28,7 +28,7 @@ constexpr int64_t kAlone = int64_t{1} << 20;
 // From so many rows a thread on, each has rows of its own: then none waits for others, nor reads what they computed, which
 // takes long where they do not share a cache. But every thread reads all weights. Of a model whose layers have few
 // bytes of them they are in a cache and it pays early; those of larger ones come from memory.
-constexpr int64_t kLight = int64_t{1} << 21, kOwnRows = 4, kOwnRowsHeavy = 24;
+constexpr int64_t kLight = int64_t{1} << 21, kOwnRows = 4, kOwnRowsHeavy = 48;
 
 struct Source {
   std::vector<Words> lines;  // "v0 = kind operand …" as {kind, operand, …}

@@ -40,6 +40,7 @@ struct Linear {
   // packed s8 weights
   const int8_t* weight;
   int64_t n, depths;  // columns, K/4 rounded up
+  const int8_t* next_weight = nullptr;  // what is read after this linear, or null
   const float* weight_scale;
   int64_t per_column;         // 1: scales per column, 0: one for all
   const int32_t* weight_sum;  // Σ_k weight, per column

@@ -142,16 +142,31 @@ inline void finish(const Linear& op, const Columns& columns, int64_t row, int64_
   }
 }
 
-// Rows by blocks of columns; `tile` gives the int32 products of some rows with one packed block.
+// What a tile asks of memory while it computes: weights that are wanted soon, some cache lines for each depth.
+struct Ahead {
+  const int8_t* from;
+  int64_t lines;
+
+  // What strip i of the tile asks for, a line for each depth; null where that is nothing.
+  const int8_t* part(int64_t i, int64_t depths) const { return i < lines ? from + i * depths * 64 : nullptr; }
+};
+
+// Rows by blocks of columns; `tile` gives the int32 products of some rows with one packed block. The tiles of a block
+// fetch the next one among them: few rows compute no longer than that takes, so that neither should wait for the other.
 template <int64_t kRows, class Tile>
 inline void linear_with(Tile tile, const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
   alignas(64) int32_t acc[kRows * kColumns];
   for (int64_t b = block; b < block_end; ++b) {
     const Columns columns(op, b);
-    const int8_t* weight = op.weight + b * op.depths * kDepth * kColumns;
+    const int64_t bytes = op.depths * kDepth * kColumns;
+    const int8_t *weight = op.weight + b * bytes, *next = b + 1 < block_end ? weight + bytes : op.next_weight;
+    const int64_t tiles = (row_end - row + kRows - 1) / kRows, lines = tiles < 4 ? (4 + tiles - 1) / tiles : 1;
     for (int64_t r = row; r < row_end; r += kRows) {
       const int64_t rows = row_end - r < kRows ? row_end - r : kRows;
-      tile(rows, op.x + r * op.x_stride, op.x_stride, weight, op.depths, acc);
+      const int64_t done = (r - row) / kRows * op.depths * lines * 64;
+      const bool more = next && done < bytes;
+      const Ahead ahead{more ? next + done : nullptr, more ? lines : 0};
+      tile(rows, op.x + r * op.x_stride, op.x_stride, weight, op.depths, acc, ahead);
       finish<kRows>(op, columns, r, rows, acc);
     }
   }

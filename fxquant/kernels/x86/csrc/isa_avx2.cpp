@@ -49,13 +49,15 @@ inline __m256i broadcast(const uint8_t* p) {
 
 // Three rows by 16 columns: each accumulator holds two partial sums for each of four columns.
 template <int kCount>
-inline void strip(const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out) {
+inline void strip(const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out,
+                  const int8_t* ahead) {
   __m256i acc[kCount][4];
 #pragma GCC unroll 3
   for (int r = 0; r < kCount; ++r)
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) acc[r][c] = _mm256_setzero_si256();
   for (int64_t d = 0; d < depths; ++d, weight += 256) {
+    if (ahead) __builtin_prefetch(ahead + d * 64, 0, 2);
     __m256i a[kCount];
 #pragma GCC unroll 3
     for (int r = 0; r < kCount; ++r) a[r] = broadcast(x + r * stride + d * kDepth);
@@ -76,13 +78,15 @@ inline void strip(const uint8_t* x, int64_t stride, const int8_t* weight, int64_
     }
 }
 
-inline void tile(int64_t rows, const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out) {
+inline void tile(int64_t rows, const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out,
+                 Ahead ahead) {
   for (int64_t c = 0; c < kColumns; c += 16) {
     const int8_t* w = weight + c * kDepth;
+    const int8_t* next = ahead.part(c / 16, depths);
     switch (rows) {
-      case 1: strip<1>(x, stride, w, depths, out + c); break;
-      case 2: strip<2>(x, stride, w, depths, out + c); break;
-      default: strip<3>(x, stride, w, depths, out + c); break;
+      case 1: strip<1>(x, stride, w, depths, out + c, next); break;
+      case 2: strip<2>(x, stride, w, depths, out + c, next); break;
+      default: strip<3>(x, stride, w, depths, out + c, next); break;
     }
   }
 }

@@ -49,13 +49,15 @@ inline __m512i broadcast(const uint8_t* p) {
 
 // Six rows by 64 columns keep 24 accumulators, four weights and a broadcast in the 32 registers.
 template <int kCount>
-inline void tile_of(const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out) {
+inline void tile_of(const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out,
+                    Ahead ahead) {
   __m512i acc[kCount][4];
 #pragma GCC unroll 6
   for (int r = 0; r < kCount; ++r)
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) acc[r][c] = _mm512_setzero_si512();
   for (int64_t d = 0; d < depths; ++d, weight += 256) {
+    for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) __builtin_prefetch(ahead.from, 0, 2);
     __m512i w0 = _mm512_loadu_si512(weight), w1 = _mm512_loadu_si512(weight + 64);
     __m512i w2 = _mm512_loadu_si512(weight + 128), w3 = _mm512_loadu_si512(weight + 192);
     // Left alone the compiler reads the weights from memory again for each row, and loads become the limit.
@@ -75,14 +77,15 @@ inline void tile_of(const uint8_t* x, int64_t stride, const int8_t* weight, int6
     for (int c = 0; c < 4; ++c) _mm512_store_si512(out + r * kColumns + c * 16, acc[r][c]);
 }
 
-inline void tile(int64_t rows, const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out) {
+inline void tile(int64_t rows, const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out,
+                 Ahead ahead) {
   switch (rows) {
-    case 1: return tile_of<1>(x, stride, weight, depths, out);
-    case 2: return tile_of<2>(x, stride, weight, depths, out);
-    case 3: return tile_of<3>(x, stride, weight, depths, out);
-    case 4: return tile_of<4>(x, stride, weight, depths, out);
-    case 5: return tile_of<5>(x, stride, weight, depths, out);
-    default: return tile_of<6>(x, stride, weight, depths, out);
+    case 1: return tile_of<1>(x, stride, weight, depths, out, ahead);
+    case 2: return tile_of<2>(x, stride, weight, depths, out, ahead);
+    case 3: return tile_of<3>(x, stride, weight, depths, out, ahead);
+    case 4: return tile_of<4>(x, stride, weight, depths, out, ahead);
+    case 5: return tile_of<5>(x, stride, weight, depths, out, ahead);
+    default: return tile_of<6>(x, stride, weight, depths, out, ahead);
   }
 }
 

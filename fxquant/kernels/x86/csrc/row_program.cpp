@@ -44,7 +44,10 @@ int64_t widest(const Program& program) {
   return bytes;
 }
 
-int64_t blocks_of(int64_t columns) { return (columns + kColumns - 1) / kColumns; }
+// The first block of columns that a member of a team computes of so many; that of the next member ends its share.
+int64_t first_block(int64_t columns, int member, int members) {
+  return (columns + kColumns - 1) / kColumns * member / members;
+}
 
 struct Block {
   const Program& program;
@@ -59,6 +62,9 @@ struct Block {
   // Whose operand `bytes` holds, quantized how: several linears may read one value.
   int quantized = -1;
   RowScheme scheme{};
+
+  // Who of a team this is, where columns are shared.
+  int member = 0, members = 1;
 
   uint8_t* start(int v) const {
     const Value& value = program.values[v];
@@ -95,10 +101,20 @@ struct Block {
     return true;
   }
 
+  // The weights that this member reads of the next linear after the step that gives `out`, or null.
+  const int8_t* weight_after(int out) const {
+    for (size_t i = out - program.first() + 1; i < program.steps.size(); ++i) {
+      const Linear& op = program.steps[i].linear;
+      if (op.weight) return op.weight + first_block(op.n, member, members) * op.depths * kDepth * kColumns;
+    }
+    return nullptr;
+  }
+
   // The linear of a step with the places of this block filled in.
   Linear linear_of(const Step& step, int out) const {
     Linear op = step.linear;
     op.x_stride = op.depths * kDepth;
+    op.next_weight = weight_after(out);
     if (step.kind == StepKind::linear) {
       op.x = bytes;
       op.x_scale = scales;
@@ -127,10 +143,12 @@ struct Block {
     return op;
   }
 
-  // The columns of blocks [block, block_end) of a step that computes such.
-  void run_columns(const Step& step, int out, int64_t block, int64_t block_end) const {
-    if (step.kind == StepKind::weight_only) isa.weight_only(weight_only_of(step, out), 0, rows, block, block_end);
-    else isa.linear(linear_of(step, out), 0, rows, block, block_end);
+  // This member's columns of a step that computes blocks of such.
+  void run_columns(const Step& step, int out) const {
+    const int64_t columns = program.values[out].width;
+    const int64_t block = first_block(columns, member, members), end = first_block(columns, member + 1, members);
+    if (step.kind == StepKind::weight_only) isa.weight_only(weight_only_of(step, out), 0, rows, block, end);
+    else isa.linear(linear_of(step, out), 0, rows, block, end);
   }
 
   void copy_columns(const Step& step, int out) const {
@@ -164,7 +182,7 @@ struct Block {
       case StepKind::quantize: return quantize(step, out);
       case StepKind::linear: quantize_operand(step); [[fallthrough]];
       case StepKind::linear_bytes:
-      case StepKind::weight_only: return run_columns(step, out, 0, blocks_of(value.width));
+      case StepKind::weight_only: return run_columns(step, out);
     }
   }
 
@@ -271,6 +289,8 @@ void run_together(const Program& program, const Isa& isa, int64_t scratch, uint8
   Block whole = block_of(program, isa, scratch, program.rows, memory), own = whole;
   const auto part = [&](int64_t count, int which) { return count * which / team.size(); };
   whole.rows = program.rows;
+  whole.member = member;
+  whole.members = team.size();
   own.row = own.skip = part(program.rows, member);
   own.rows = part(program.rows, member + 1) - own.row;
   bool apart = false;   // this member's last results are rows, which the others have not seen yet
@@ -290,8 +310,7 @@ void run_together(const Program& program, const Isa& isa, int64_t scratch, uint8
     if (step.kind == StepKind::linear) apart |= own.quantize_operand(step);
     if (apart) team.wait();
     apart = false;
-    const int64_t blocks = blocks_of(program.values[out].width);
-    whole.run_columns(step, out, part(blocks, member), part(blocks, member + 1));
+    whole.run_columns(step, out);
     team.wait();
   }
 }

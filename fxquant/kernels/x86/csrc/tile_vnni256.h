@@ -9,11 +9,13 @@ inline __m256i broadcast(const uint8_t* p) {
 
 // Six rows by 16 columns keep 12 accumulators, two weights and a broadcast in the 16 registers.
 template <int kCount>
-inline void strip(const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out) {
+inline void strip(const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out,
+                  const int8_t* ahead) {
   __m256i acc[kCount][2];
 #pragma GCC unroll 6
   for (int r = 0; r < kCount; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
   for (int64_t d = 0; d < depths; ++d, weight += kColumns * kDepth) {
+    if (ahead) __builtin_prefetch(ahead + d * 64, 0, 2);
     const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight));
     const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight + 32));
 #pragma GCC unroll 6
@@ -30,16 +32,18 @@ inline void strip(const uint8_t* x, int64_t stride, const int8_t* weight, int64_
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * kColumns + c * 8), acc[r][c]);
 }
 
-inline void tile(int64_t rows, const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out) {
+inline void tile(int64_t rows, const uint8_t* x, int64_t stride, const int8_t* weight, int64_t depths, int32_t* out,
+                 Ahead ahead) {
   for (int64_t c = 0; c < kColumns; c += 16) {
     const int8_t* w = weight + c * kDepth;
+    const int8_t* next = ahead.part(c / 16, depths);
     switch (rows) {
-      case 1: strip<1>(x, stride, w, depths, out + c); break;
-      case 2: strip<2>(x, stride, w, depths, out + c); break;
-      case 3: strip<3>(x, stride, w, depths, out + c); break;
-      case 4: strip<4>(x, stride, w, depths, out + c); break;
-      case 5: strip<5>(x, stride, w, depths, out + c); break;
-      default: strip<6>(x, stride, w, depths, out + c); break;
+      case 1: strip<1>(x, stride, w, depths, out + c, next); break;
+      case 2: strip<2>(x, stride, w, depths, out + c, next); break;
+      case 3: strip<3>(x, stride, w, depths, out + c, next); break;
+      case 4: strip<4>(x, stride, w, depths, out + c, next); break;
+      case 5: strip<5>(x, stride, w, depths, out + c, next); break;
+      default: strip<6>(x, stride, w, depths, out + c, next); break;
     }
   }
 }
