@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from fxquant.evaluation.embedding import mean_pool
-from fxquant.evaluation.layers import call_leaves
+from fxquant.evaluation.layers import call_leaves, read_call
 from fxquant.graph import edit
 from fxquant.kernels.reference.epilogue import finish, requantize
 from fxquant.kernels.reference.linear import accumulate
@@ -50,7 +50,7 @@ class Run(fx.Interpreter):
     def on(self, batch: Batch) -> list[Any]:
         """Return the leaves of the output for a batch."""
         with torch.no_grad():
-            return list(self.run(*call_leaves(self.module, batch), enable_io_processing=False))
+            return list(self.run(*call_leaves(self.module, read_call(batch)), enable_io_processing=False))
 
 
 def embeddings(gm: fx.GraphModule, batches: Iterable[Batch], rule: Rule | None = None) -> Tensor:

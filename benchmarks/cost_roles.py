@@ -56,6 +56,7 @@ def latencies(spec: Spec) -> Answer:
 def memory_of_fxquant(spec: Spec) -> Answer:
     """Return the memory of a process that loads an artifact and runs it."""
     torch, fxq = importlib.import_module("torch"), importlib.import_module("fxquant")
+    importlib.import_module("transformers.modeling_outputs")  # a library too: the class of what the model returns
     torch.set_num_threads(spec["threads"])
     imported = resident("VmRSS")
     loaded = fxq.load(spec["path"])

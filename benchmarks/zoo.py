@@ -18,10 +18,11 @@ from typing import Any
 import common
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from zoo_choices import as_float
 from zoo_other import other_specimens
-from zoo_page import page
+from zoo_page import LEAST, page
 from zoo_specimen import Specimen
 from zoo_text import text_specimens
 
@@ -35,7 +36,11 @@ ROUNDING = 1e-5
 
 @dataclass
 class Result:
-    """What was found of one specimen; `error` is the largest difference from eager, over the largest magnitude."""
+    """What was found of one specimen; `error` is the largest difference from eager, over the largest magnitude.
+
+    Of one whose first output has an SQNR that is to be explained: that of every output in `outputs`, and in `choices`
+    how many choices of experts quantization turns, of how many, and the `sqnr` with the choices of the float model.
+    """
 
     name: str
     group: str
@@ -50,6 +55,8 @@ class Result:
     quantized: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     sqnr: float = math.nan
+    outputs: list[float] = field(default_factory=list)
+    choices: dict[str, float] = field(default_factory=dict)
     eager_coverage: float | None = None
     failure: str = ""
 
@@ -89,7 +96,12 @@ def _measure(specimen: Specimen, attention: bool, result: Result) -> None:
     lowered = fxq.lower(fxq.convert(fxq.prepare(graph, "x86", "dynamic")))
     _count(fxq.ledger(lowered), result)
     inputs = specimen.inputs(*specimen.sizes[0])
-    result.sqnr = sqnr(_outputs(graph, inputs)[0], _outputs(lowered, inputs)[0])
+    wanted = _outputs(graph, inputs)
+    result.outputs = [sqnr(a, b) for a, b in zip(wanted, _outputs(lowered, inputs), strict=True)]
+    result.sqnr = result.outputs[0]
+    if result.sqnr < LEAST and isinstance(graph, fx.GraphModule) and isinstance(lowered, fx.GraphModule):
+        chosen, turned, count = as_float(graph, lowered, inputs)
+        result.choices = {"turned": turned, "of": count, "sqnr": sqnr(wanted[0], leaves(chosen)[0])}
     if attention and any(c._attn_implementation == "sdpa" for c in configs(model, "_attn_implementation")):
         for config in configs(model, "_attn_implementation"):
             config._attn_implementation = "eager"

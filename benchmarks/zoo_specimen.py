@@ -11,6 +11,7 @@ from torch import Tensor, nn
 Inputs = Callable[[int, int], dict[str, Tensor]]
 SIZES = ((2, 12), (3, 17), (1, 12), (4, 30), (2, 1))
 VOCABULARY = 90
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,16 @@ class Specimen:
 @torch.no_grad()
 def _spread(model: nn.Module) -> None:
     """Draw matrices of gain one and vectors that are not constant: fresh ones would make attention uniform."""
+    kernels = {id(module.weight) for module in model.modules() if isinstance(module, CONVOLUTIONS)}
     for parameter in model.parameters():
         if parameter.ndim >= 2 and parameter.is_floating_point():
-            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim != 3 else parameter.shape[-1] ** -0.5)
+            stacked = parameter.ndim == 3 and id(parameter) not in kernels  # the matrices of experts
+            parameter.normal_(std=(parameter.shape[-1] if stacked else parameter[0].numel()) ** -0.5)
         elif parameter.is_floating_point():
             parameter.add_(0.05 * torch.randn_like(parameter))
+    for module in model.modules():
+        if hasattr(module, "key_value_proj_dim"):  # T5's attention divides by no √d: its initial queries do
+            module.q.weight.mul_(module.key_value_proj_dim**-0.5)
 
 
 def specimens(group: str, table: Mapping[str, tuple[str, dict[str, Any]]], inputs: Inputs) -> Iterator[Specimen]:

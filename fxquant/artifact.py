@@ -24,6 +24,8 @@ from fxquant.backends import Backend, load_backend
 from fxquant.errors import ArtifactError, ConfigError, FxQuantError
 from fxquant.graph import edit, serial
 from fxquant.ledger import read_ledger
+from fxquant.memory import give_back
+from fxquant.portable import portable
 from fxquant.program import Program
 
 log = logging.getLogger("fxquant.artifact")
@@ -94,10 +96,21 @@ def load(
     model, described = (manifest.verify(place, files, name) for name in (MODEL, GRAPH))
     try:
         graph = _read(model, described)
-        stage = _stage(graph)
-        return _lower(graph, chosen, padded_outputs) if lower and stage == "converted" else graph
+        if _stage(graph) != "converted" or not lower:
+            return graph
+        lowered = _lower(graph, chosen, padded_outputs)
+        _forget(graph)
+        give_back()
+        return lowered
     except ArtifactError as error:
         raise ArtifactError(f"{place}: {error}. Was it altered, or written by another version?") from error
+
+
+def _forget(graph: fx.GraphModule | Program) -> None:
+    """Let a graph that is needed no more drop its tensors: its nodes form cycles, which would hold them for long."""
+    for module in graph.modules():
+        module._parameters.clear()
+        module._buffers.clear()
 
 
 def check_destination(folder: str | Path) -> None:
@@ -110,7 +123,7 @@ def _portable(graph: fx.GraphModule | Program) -> dict[str, fx.GraphModule]:
         raise ArtifactError(f"save takes a graph from fxquant, got a {type(graph).__name__}")
     graphs = graph.graphs if isinstance(graph, Program) else {_ALONE: graph}
     try:
-        return {name: stages.portable(gm) for name, gm in graphs.items()}
+        return {name: portable(gm) for name, gm in graphs.items()}
     except FxQuantError as error:
         raise ArtifactError(f"the graph cannot be saved: {error}") from None
 

@@ -27,7 +27,7 @@ def capture_generation(model: nn.Module, example_inputs: Any) -> Program:
     Args:
         model: a transformers model that can generate; left as it is.
         example_inputs: as for `capture`: `input_ids`, `attention_mask` and `position_ids` of a decoder, the source (ids
-            or features), `attention_mask` and `decoder_input_ids` of an encoder-decoder.
+            or features) of an encoder-decoder, and as you like `attention_mask` and `decoder_input_ids`.
 
     Raises:
         CaptureError: the model does not generate, the example has other inputs, or its step cannot be captured.

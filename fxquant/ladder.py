@@ -8,10 +8,12 @@ from torch import fx, nn
 
 from fxquant.errors import CaptureError
 from fxquant.graph import edit
-from fxquant.graph.capture import capture_whole, checked_example, warn_of_fixed
+from fxquant.graph.capture import capture_whole
+from fxquant.graph.checks import checked_example
 from fxquant.graph.example import Example
 from fxquant.graph.host import host_of
 from fxquant.graph.parts import capture_parts
+from fxquant.graph.reach import warn_of_fixed
 from fxquant.program import Program
 
 Captured = fx.GraphModule | Program

@@ -53,8 +53,8 @@ class Program(nn.Module):
         model: the model's own code around the graphs, for adapters that generate (without tensors) and for "modules".
 
     Raises:
-        ConfigError: an unknown adapter, a graph that it needs and does not find, no plain name for a graph, or a model
-            without a module that a graph stands for.
+        ConfigError: an unknown adapter, a graph that it needs and does not find, no plain name for a graph, a
+            model without a module that a graph stands for, or graphs that generate and do not know how.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class Program(nn.Module):
         for name in NEEDS.get(adapter, ()):
             if name not in graphs:
                 raise ConfigError(f"adapter {adapter!r} needs a graph {name!r}; known: {', '.join(graphs) or '(none)'}")
+        if adapter in WAYS:
+            WAYS[adapter].check(graphs)
         for name in graphs:
             if not name.isidentifier():
                 raise ConfigError(f"graph name {name!r}: expected letters, digits and underscores")
@@ -139,13 +141,18 @@ class Program(nn.Module):
         return self.__dict__["_call"](*args, **kwargs)
 
     @property
+    def generates(self) -> bool:
+        """Whether the program has `generate`."""
+        return self.adapter in WAYS
+
+    @property
     def generator(self) -> Any:
         """The model's own class of transformers, whose forward calls the graphs; it holds no weights.
 
         Raises:
             ConfigError: the program's graphs do not generate, or the installed transformers lacks the model's class.
         """
-        if self.adapter not in WAYS:
+        if not self.generates:
             advice = "quantize a transformers model that can generate, called with ids and masks alone"
             raise ConfigError(f"a program of {', '.join(self.graphs)} does not generate: {advice}")
         if self.__dict__["_generator"] is None:

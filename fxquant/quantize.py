@@ -13,6 +13,7 @@ from fxquant.errors import CaptureError, ConfigError, CoverageError, FxQuantErro
 from fxquant.graph import edit
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger, read_ledger
+from fxquant.memory import give_back
 from fxquant.observers import Observer
 from fxquant.passes.unpad import check_padded_outputs
 from fxquant.program import Program
@@ -60,6 +61,7 @@ def quantize(
     lowered = lower(convert(prepared), padded_outputs=padded_outputs)
     if strict:
         check_coverage(lowered)
+    give_back()
     return lowered
 
 
@@ -73,13 +75,18 @@ def _captured(model: nn.Module, example_inputs: Any) -> fx.GraphModule | Program
         assert isinstance(model, fx.GraphModule | Program)
         return model
     if stages == {None}:
-        return _capture(model, example_inputs)
+        return capture_any(model, example_inputs)
     found = ", ".join(sorted(map(str, stages)))
     raise FxQuantError(f"quantize takes a model or a captured graph, got one that is {found} already")
 
 
-def _capture(model: nn.Module, example_inputs: Any) -> fx.GraphModule | Program:
-    """Capture for generation where the model generates, and its whole forward where it does not, or not so."""
+def capture_any(model: nn.Module, example_inputs: Any) -> fx.GraphModule | Program:
+    """Capture for generation where the model generates, and its whole forward where it does not, or not so.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        InputError: the example inputs are not those of the model's forward.
+    """
     if not generates(model):
         return capture(model, example_inputs)
     try:

@@ -19,14 +19,12 @@ from fxquant.passes.lowering import listed_passes
 from fxquant.passes.observe import Observe
 from fxquant.passes.share_qparams import ShareQParams
 from fxquant.passes.unpad import ZERO, check_padded_outputs
+from fxquant.portable import keep, portable, release
 from fxquant.program import Program
 from fxquant.recipe import Recipe
 
 Graph = TypeVar("Graph", bound=fx.GraphModule | Program)
 RecipeWish = str | Path | dict[str, Any] | Recipe
-# Where the metadata of a lowered graph holds the Q/DQ graph that it came from: apart from its modules and parameters,
-# on the same tensors. Copies of the graph, deep ones too, keep both.
-_QDQ = "fxquant_qdq"
 
 
 def prepare(graph: Graph, backend: str | Path | Backend = "x86", recipe: RecipeWish = "static") -> Graph:
@@ -98,7 +96,10 @@ def lower(qdq: Graph, backend: str | Path | Backend | None = None, *, padded_out
     """
     if padded_outputs is not None:
         check_padded_outputs(padded_outputs)
-    return _each(qdq, lambda gm: _lower(gm, load_backend(backend) if backend is not None else None, padded_outputs))
+    chosen = load_backend(backend) if backend is not None else None
+    lowered = _each(qdq, lambda gm: _lower(gm, chosen, padded_outputs))
+    release(lowered.graphs.values() if isinstance(lowered, Program) else [lowered])
+    return lowered
 
 
 def _lower(qdq: fx.GraphModule, backend: Backend | None, padded_outputs: str | None) -> fx.GraphModule:
@@ -117,7 +118,7 @@ def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...
     first = () if backend == recorded_backend(gm) else (Annotate(backend, None),)
     Pipeline((*first, Lower(backend), *listed)).run(gm)
     edit.mark(gm, stage="lowered", backend=backend.to_dict())
-    gm.meta[_QDQ] = edit.clone(qdq)
+    keep(gm, qdq)
     gm.recompile()
     return gm
 
@@ -134,30 +135,12 @@ def _warn_of_padding(gm: fx.GraphModule) -> None:
         warnings.warn(text, FxQuantWarning, stacklevel=6)  # whoever called `lower`
 
 
-def portable(gm: fx.GraphModule) -> fx.GraphModule:
-    """Return the Q/DQ reference graph that a graph was lowered from; a captured or converted graph is one itself.
-
-    Raises:
-        FxQuantError: the graph has observers, or did not come from the stages.
-    """
-    stage = edit.marks(gm).get("stage")
-    if stage == "lowered" and _QDQ in gm.meta:
-        qdq: fx.GraphModule = gm.meta[_QDQ]
-        return qdq
-    if stage == "prepared":
-        raise FxQuantError("a prepared graph has observers and is not portable yet: calibrate it and convert it first")
-    if stage not in ("captured", "converted"):
-        found = "lowered, and has lost the graph that it came from" if stage else "not made by fxquant"
-        raise FxQuantError(f"expected a graph that is captured, converted or lowered; this one is {found}")
-    return gm
-
-
 def unfused(lowered: fx.GraphModule) -> fx.GraphModule:
     """Return a lowered graph in which every claimed op is a kernel call of its own: no pass has joined or moved any.
 
     Its kernels compute what those of `lowered` do; only the backend's listed passes are left out.
     """
-    return _with_kernels(portable(lowered), recorded_backend(lowered), ())
+    return _with_kernels(edit.clone(portable(lowered)), recorded_backend(lowered), ())
 
 
 def recorded_backend(gm: fx.GraphModule) -> Backend:

@@ -1,7 +1,8 @@
-"""The tiny models of `models` with their graphs, captured once a process, as that takes seconds."""
+"""The tiny models of `models` and `generative` with their graphs, captured once a process, as that takes seconds."""
 
 from functools import cache
 
+import generative
 import models
 from torch import Tensor, fx, nn
 
@@ -13,6 +14,14 @@ def captured(name: str) -> tuple[nn.Module, dict[str, Tensor], fx.GraphModule]:
     """Return a model, its inputs and its captured graph, which the stages leave as they are; tests must, too."""
     model, inputs = models.EVERY[name]()
     return model, inputs, fxq.capture(model, inputs)
+
+
+@cache
+def program(name: str) -> fxq.Program:
+    """Return the captured program of a model that generates, which must not be changed."""
+    if name in generative.DECODERS:
+        return fxq.capture_generation(generative.decoder(name), generative.prompts())
+    return fxq.capture_generation(generative.encoder_decoder(name), generative.seq2seq_inputs(name))
 
 
 @cache

@@ -9,6 +9,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent))
 
+import pytest
 import torch
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture
+def float32_products():
+    """Hold the kernels of attention to float32, so that results can be compared closely."""
+    from fxquant.kernels.x86 import native
+
+    if not native.available():
+        pytest.skip("the C++ kernels are not available, so attention is not fused")
+    before = native.use_isa("")
+    native.use_isa("avx2")
+    yield
+    native.use_isa(before)

@@ -20,6 +20,25 @@ class Call(nn.Module):
         return self.function(*inputs)
 
 
+class Two(nn.Module):
+    """Two linears with a graph break between them where `broken`; the second may be called again."""
+
+    def __init__(self, broken=False, widths=(16, 32, 8), again=False):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(*widths[:2]), nn.Linear(*widths[1:])
+        self.broken, self.again = broken, again
+        self.eval()
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        if self.broken:
+            torch._dynamo.graph_break()
+        x = self.second(x)
+        return self.second(x * 3) if self.again else x
+
+
 def canonical_graph(model, *inputs):
     """Return the canonical graph of a module called with positional inputs."""
     with torch.no_grad():

@@ -75,23 +75,55 @@ def test_tied_weights_and_a_module_called_twice_are_quantized_once():
         assert sqnr(model(X), fxq.lower(qdq)(X)) > 25
 
 
-def test_module_that_changes_a_buffer_stays_the_models_own():
-    class Counting(nn.Module):
+class Counting(nn.Module):
+    """Counts its calls in a buffer that it writes to, or puts another in the place of."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.inner, self.count = Inner(), count
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.count(self.calls)
+        return self.inner(x) * self.calls
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (lambda calls: calls.add_(1), "forward changes 'calls', a tensor of the model"),
+        (lambda calls: calls + 1, "forward puts another tensor in the place of 'calls'"),
+    ],
+    ids=["written to", "replaced"],
+)
+def test_module_that_changes_a_buffer_stays_the_models_own(count, text):
+    model = Counting(count).eval()
+    program = fxq.capture(model, X)
+    assert model.calls == 0
+    assert text in fxq.ledger(program).summary()
+    first, second = program(X), program(X)
+    torch.testing.assert_close(second, 2 * first)
+
+
+def test_buffer_that_is_moved_or_made_again_is_no_change():
+    class Moving(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = Inner()
-            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("places", torch.arange(8.0))
 
         def forward(self, x):
-            self.calls += 1
-            return self.inner(x) * self.calls
+            self.places = torch.arange(8.0).to(x.device)
+            return self.inner(x + self.places)
 
-    model = Counting().eval()
-    program = fxq.capture(model, X)
-    assert model.calls == 0
-    assert "forward changes 'calls', a tensor of the model" in fxq.ledger(program).summary()
-    first, second = program(X), program(X)
-    torch.testing.assert_close(second, 2 * first)
+    model = Moving().eval()
+    with torch.no_grad():
+        assert torch.equal(fxq.capture(model, X)(X), model(X))
+
+
+def test_scripted_modules_are_named():
+    with pytest.raises(fxq.CaptureError, match=r"TorchScript.*give the module it was made of"):
+        fxq.capture(nn.Sequential(torch.jit.trace(nn.Linear(8, 8), X)), X)
 
 
 def test_control_flow_on_data_is_named_where_no_module_is_left():

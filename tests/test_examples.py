@@ -39,7 +39,7 @@ def test_demo_ends_well(demo):
 def test_demo_prints_the_ledger(demo):
     done, _ = demo
     assert "linear_gelu" in done.stdout
-    assert done.stdout.count("linear: 100.0% (13 of 13 ops)") == 2
+    assert done.stdout.count("linear: 100.0% (7 of 7 ops)") == 2
 
 
 def test_demo_shows_that_reloaded_artifacts_are_bit_identical(demo):
@@ -66,7 +66,7 @@ def test_demo_compares_the_variants(demo):
 def test_demo_proves_which_kernels_ran(demo):
     done, _ = demo
     proof = done.stdout.partition("kernels in a profiler trace")[2]
-    assert re.search(r"float32: 13 × aten::linear", proof)
+    assert re.search(r"float32: 7 × aten::linear", proof)
     for name in ("int8 dynamic", "int8 static"):
         line = next(line for line in proof.splitlines() if line.startswith(f"  {name}"))
         assert "embedding_int8" in line

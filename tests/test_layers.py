@@ -24,7 +24,7 @@ LAYERS = [
     ["qat"],
     ["calibration", "ladder"],
     ["capture_generation"],
-    ["program"],
+    ["portable", "program"],
     ["generation"],
     ["algorithms"],
     ["transforms"],
@@ -37,7 +37,7 @@ LAYERS = [
     ["numerics"],
     ["recipe"],
     ["spec", "config"],
-    ["registry", "atomic", "manifest"],
+    ["registry", "atomic", "manifest", "memory"],
     ["errors"],
 ]
 HEIGHT = {name: -height for height, names in enumerate(LAYERS) for name in names}

@@ -11,7 +11,8 @@ from torch import fx, nn
 import fxquant as fxq
 from fxquant.errors import ConfigError, FxQuantError, FxQuantWarning
 from fxquant.graph import edit
-from fxquant.stages import portable, recorded_backend, unfused
+from fxquant.portable import portable
+from fxquant.stages import recorded_backend, unfused
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from torch import fx
-
 from fxquant.artifact import load
+from fxquant.capture_generation import capture_generation
 from fxquant.commands.options import add_backend, add_command, add_model, progress
 from fxquant.errors import DataError
 from fxquant.evaluation.compare import compare
 from fxquant.evaluation.pretrained import load_pretrained
 from fxquant.evaluation.text import read_sentences, standard_library_sentences
-from fxquant.graph.capture import capture
+from fxquant.ladder import capture
+from fxquant.program import Program
 
 SENTENCES = 32  # that are compared with
 
@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> str:
     sentences = read_sentences(args.text) if args.text else standard_library_sentences()[100:]
     with progress(f"loading {args.artifact}"):
         candidate = load(args.artifact, args.backend, padded_outputs="exact")
-    if not isinstance(candidate, fx.GraphModule):
-        raise DataError(f"{args.artifact} holds a program of several graphs: compare them one by one from Python")
     with progress(f"loading {args.model}"):
         pretrained = load_pretrained(args.model, args.task)
     with progress("capturing"):
-        reference = capture(pretrained.model, pretrained.example_inputs())
+        generates = isinstance(candidate, Program) and candidate.generates
+        taken = capture_generation if generates else capture
+        reference = taken(pretrained.model, pretrained.example_inputs())
     with progress("running both"):
         found = compare(reference, candidate, pretrained.batches(sentences[:SENTENCES]))
     return found.to_json() if args.json else found.to_table(args.limit)

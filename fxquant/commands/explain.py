@@ -12,9 +12,8 @@ from fxquant.backends import load_backend
 from fxquant.commands.options import BACKEND, RECIPE, add_backend, add_command, add_task, progress
 from fxquant.errors import ConfigError
 from fxquant.evaluation.pretrained import load_pretrained
-from fxquant.ladder import capture
 from fxquant.program import Program
-from fxquant.quantize import ledger
+from fxquant.quantize import capture_any, ledger
 from fxquant.stages import prepare
 
 
@@ -49,5 +48,5 @@ def _planned(args: argparse.Namespace) -> fx.GraphModule | Program:
     with progress(f"loading {args.path}"):
         pretrained = load_pretrained(args.path, args.task)
     with progress("capturing"):
-        captured = capture(pretrained.model, pretrained.example_inputs())
+        captured = capture_any(pretrained.model, pretrained.example_inputs())
     return prepare(captured, backend, recipe)

@@ -13,10 +13,9 @@ from fxquant.commands.options import BACKEND, RECIPE, add_backend, add_command, 
 from fxquant.errors import ConfigError, DataError
 from fxquant.evaluation.pretrained import Pretrained, load_pretrained
 from fxquant.evaluation.text import read_sentences
-from fxquant.ladder import capture
 from fxquant.passes.unpad import EXACT, ZERO
 from fxquant.program import Program
-from fxquant.quantize import check_coverage, ledger, needs_calibration
+from fxquant.quantize import capture_any, check_coverage, ledger, needs_calibration
 from fxquant.stages import convert, lower, prepare
 
 
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> str:
     with progress(f"loading {args.model}"):
         pretrained = load_pretrained(args.model, args.task)
     with progress("capturing"):
-        captured = capture(pretrained.model, pretrained.example_inputs())
+        captured = capture_any(pretrained.model, pretrained.example_inputs())
     with progress("matching"):
         prepared = prepare(captured, backend, recipe)
     if args.strict:
@@ -70,6 +69,8 @@ def run(args: argparse.Namespace) -> str:
         save(lowered, args.output)
     if pretrained.missing:
         notes.append(f"note: the checkpoint lacks these weights, which are random: {', '.join(pretrained.missing)}")
+    if isinstance(lowered, Program) and lowered.generates:
+        notes.append(f"generates: fxquant.load({str(args.output)!r}).generate(input_ids=...)")
     size = sum(path.stat().st_size for path in args.output.iterdir() if path.is_file())
     return "\n".join([ledger(lowered).summary(), *notes, f"saved {args.output} ({size / 1e6:.1f} MB)"])
 

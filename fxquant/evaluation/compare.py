@@ -7,7 +7,7 @@ kernels one by one; the outputs are the lowered graph's own.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,15 @@ from torch import Tensor, fx
 
 from fxquant.errors import DataError, InputError
 from fxquant.evaluation.error_sums import ErrorSums
-from fxquant.evaluation.layers import Layer, call_leaves, common_layers, comparable, output_names, run_layers
+from fxquant.evaluation.layers import read_call
+from fxquant.evaluation.pairs import Pair, pair
+from fxquant.evaluation.program_calls import CallRecorder
+from fxquant.generation import cache
+from fxquant.ledger import Row
+from fxquant.program import Program
+
+Graphs = fx.GraphModule | Program
+_ALONE = ""  # the name of a graph that is no part of a program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,42 +81,53 @@ class Comparison:
         return json.dumps(data, indent=1)
 
 
-def compare(reference: fx.GraphModule, candidate: fx.GraphModule, batches: Iterable[Any]) -> Comparison:
+def compare(reference: Graphs, candidate: Graphs, batches: Iterable[Any]) -> Comparison:
     """Run two graphs of one model on the same batches and return the error of each layer, worst first.
 
+    Of two programs each graph is compared by itself, called as the reference calls it: what is off in one is no part
+    of the next. Outputs are called by their graph's name then, and the tensors of caches, which are layers' results,
+    are not among them.
+
     Args:
-        reference: a graph of any stage, usually the captured one.
-        candidate: a graph of the same model at any stage, usually converted or lowered.
+        reference: a graph or Program of any stage, usually the captured one.
+        candidate: one of the same model at any stage, usually converted or lowered.
         batches: an iterable of calls of the model, each a dict of keyword arguments, a tuple or list of positional
             ones, or a tensor. No batch is kept, and memory holds the layers of one.
 
     Raises:
         DataError: there are no batches, one is of another type, or the graphs are not of one model.
         InputError: a batch is not a call that the graphs were captured for.
+        ConfigError: the reference is a program without the model whose own code calls its graphs.
         FxQuantError: one of the two is no graph of fxquant's.
     """
-    pair = (comparable(reference, "reference"), comparable(candidate, "candidate"))
-    layers = common_layers(*pair)
-    names = output_names(pair[0])
-    if names != output_names(pair[1]):
+    pairs = _pairs(reference, candidate)
+    if not any(each.layers for each in pairs.values()):
         raise DataError(
-            f"the reference returns {names}, the candidate {output_names(pair[1])}: give graphs of one model"
+            "the graphs have no layer in common: expected two graphs of one model, captured with the same arguments"
         )
-    sums = [ErrorSums() for _ in layers]
-    ends = [ErrorSums() for _ in names]
+    recorder = CallRecorder(reference) if isinstance(reference, Program) else None
     count = 0
     for index, batch in enumerate(_iterable(batches)):
         try:
-            _add_layers(pair, layers, sums, batch)
-            _add_outputs((reference, candidate), ends, batch)
+            call = read_call(batch)
+            for name, each in recorder.calls(call) if recorder else [(_ALONE, call)]:
+                pairs[name].add(each)
         except (InputError, DataError) as error:
             raise type(error)(f"batch {index}: {error}") from None
         count += 1
     if count == 0:
         raise DataError("batches is empty: a comparison needs at least one batch; an iterator serves one call")
-    rows = [_layer_error(layer, each) for layer, each in zip(layers, sums, strict=True)]
-    outputs = (OutputError(name=n, sqnr=e.sqnr, cosine=e.cosine) for n, e in zip(names, ends, strict=True) if e.values)
-    return Comparison(tuple(sorted(rows, key=_badness)), tuple(outputs), count)
+    return Comparison(tuple(sorted(_rows(pairs.values()), key=_badness)), tuple(_outputs(pairs)), count)
+
+
+def _pairs(reference: Graphs, candidate: Graphs) -> dict[str, Pair]:
+    """Return the graphs of both by name."""
+    if not isinstance(reference, Program) or not isinstance(candidate, Program):
+        return {_ALONE: pair(reference, candidate)}  # which says what is no graph
+    if reference.graphs.keys() != candidate.graphs.keys():
+        names = f"{', '.join(reference.graphs)}, and the candidate of {', '.join(candidate.graphs)}"
+        raise DataError(f"the reference is a program of {names}: give programs of one model")
+    return {name: pair(gm, candidate.graphs[name]) for name, gm in reference.graphs.items()}
 
 
 def _iterable(batches: Any) -> Iterable[Any]:
@@ -119,43 +138,30 @@ def _iterable(batches: Any) -> Iterable[Any]:
     return batches
 
 
-def _add_layers(
-    pair: tuple[fx.GraphModule, fx.GraphModule], layers: tuple[Layer, ...], sums: list[ErrorSums], batch: object
-) -> None:
-    """Run both graphs on one batch and add what their layers give to the sums."""
-    reference = run_layers(pair[0], {layer.reference for layer in layers}, call_leaves(pair[0], batch))
-    candidate = run_layers(pair[1], {layer.candidate for layer in layers}, call_leaves(pair[1], batch))
-    for layer, each in zip(layers, sums, strict=True):
-        both = reference.by_node[layer.reference], candidate.by_node[layer.candidate]
-        _check_shapes(layer.row.module_path or layer.candidate, *both)
-        each.add(*both)
+def _rows(pairs: Collection[Pair]) -> Iterator[LayerError]:
+    total = sum(each.flops for each in pairs) or 1.0
+    for each in pairs:
+        for layer, sums in zip(each.layers, each.errors, strict=True):
+            if sums.values:  # a graph that no batch needed has none
+                yield _layer_error(layer.row, sums, layer.row.flops / total)
 
 
-def _add_outputs(graphs: tuple[fx.GraphModule, fx.GraphModule], sums: list[ErrorSums], batch: object) -> None:
-    """Run both graphs as they are, fused kernels and all, and add their outputs to the sums."""
-    outputs = (run_layers(gm, set(), call_leaves(gm, batch)).outputs for gm in graphs)
-    for number, (left, right) in enumerate(zip(*outputs, strict=True)):
-        if isinstance(left, Tensor) and left.is_floating_point():
-            _check_shapes(f"output {number}", left, right)
-            sums[number].add(left, right)
-
-
-def _check_shapes(where: str, left: Tensor, right: Tensor) -> None:
-    if left.shape != right.shape:
-        shapes = f"{tuple(left.shape)} in the reference and {tuple(right.shape)} in the candidate"
-        raise DataError(f"{where} has shape {shapes}: give graphs of one model")
-
-
-def _layer_error(layer: Layer, sums: ErrorSums) -> LayerError:
-    row = layer.row
+def _layer_error(row: Row, sums: ErrorSums, share: float) -> LayerError:
     return LayerError(
         module_path=row.module_path,
         op=row.op,
         dtype=row.dtype,
         kernel=row.kernel or row.code,
         sqnr=sums.sqnr,
-        share=layer.share,
+        share=share,
     )
+
+
+def _outputs(pairs: Mapping[str, Pair]) -> Iterator[OutputError]:
+    for graph, each in pairs.items():
+        for name, sums in zip(each.names, each.ends, strict=True):
+            if sums.values and not (graph and any(kind in name for kind in cache.KINDS)):
+                yield OutputError(name=f"{graph}.{name}" if graph else name, sqnr=sums.sqnr, cosine=sums.cosine)
 
 
 def _badness(row: LayerError) -> float:

@@ -18,16 +18,14 @@ from fxquant.passes.qdq_nodes import QUANTIZE
 from fxquant.spec import QParams
 from fxquant.stages import unfused
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments, and those by name
+
 
 @dataclass(frozen=True)
 class Layer:
-    """One op that both graphs compute: its ledger row in the candidate, and the node of its result in each graph.
-
-    `share` is its part of the FLOPs of the whole candidate, 0 to 1.
-    """
+    """One op that both graphs compute: its ledger row in the candidate, and the node of its result in each graph."""
 
     row: Row
-    share: float
     reference: str
     candidate: str
 
@@ -55,22 +53,14 @@ def common_layers(reference: fx.GraphModule, candidate: fx.GraphModule) -> tuple
     """Return the ops that the candidate's ledger shows and the reference computes under the same canonical name.
 
     They are claimed ops and matrix arithmetic, in the order of the candidate.
-
-    Raises:
-        DataError: there are none.
     """
     theirs = {_canonical_name(node): node.name for node in reference.graph.nodes if node.op == "call_function"}
     rows = {row.node: row for row in read_ledger(candidate).rows}
-    total = sum(row.flops for row in rows.values()) or 1
     layers = []
     for node in candidate.graph.nodes:
         row, name = rows.get(node.name), _canonical_name(node)
         if row is not None and name in theirs and (row.family or "claim" in edit.marks(node)):
-            layers.append(Layer(row, row.flops / total, theirs[name], node.name))
-    if not layers:
-        raise DataError(
-            "the graphs have no layer in common: expected two graphs of one model, captured with the same arguments"
-        )
+            layers.append(Layer(row, theirs[name], node.name))
     return tuple(layers)
 
 
@@ -84,21 +74,28 @@ def output_names(gm: fx.GraphModule) -> list[str]:
     return [name or "output" for name in structure.names(signature_of(gm).outputs)]
 
 
-def call_leaves(gm: fx.GraphModule, batch: object) -> tuple[Any, ...]:
-    """Return the graph's inputs for a batch: a dict of keyword arguments, a tuple or list of positional ones, a tensor.
+def read_call(batch: object) -> Call:
+    """Return the call that a batch is: a dict of keyword arguments, a tuple or list of positional ones, or a tensor.
+
+    Raises:
+        DataError: the batch is of another type.
+    """
+    if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch):
+        return (), dict(batch)
+    if isinstance(batch, tuple | list):
+        return tuple(batch), {}
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    raise DataError(f"is {type(batch).__name__}: expected a dict of keyword arguments, a tuple or list, or a tensor")
+
+
+def call_leaves(gm: fx.GraphModule, call: Call) -> tuple[Any, ...]:
+    """Return the graph's inputs for a call.
 
     Raises:
         InputError: the graph was not captured for such a call.
-        DataError: the batch is of another type.
     """
-    signature = signature_of(gm)
-    if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch):
-        return signature.flatten((), dict(batch))
-    if isinstance(batch, tuple | list):
-        return signature.flatten(tuple(batch), {})
-    if isinstance(batch, Tensor):
-        return signature.flatten((batch,), {})
-    raise DataError(f"is {type(batch).__name__}: expected a dict of keyword arguments, a tuple or list, or a tensor")
+    return signature_of(gm).flatten(*call)
 
 
 @dataclass(frozen=True)

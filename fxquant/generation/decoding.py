@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.generation import cache, calls
-from fxquant.graph import edit
+from fxquant.generation import cache, calls, facts
 from fxquant.graph.calling import name_arguments
-from fxquant.graph.signature import signature_of
 
 _KNOWN = "input_ids, attention_mask, position_ids, past_key_values, use_cache, logits_to_keep"
+_TAKEN = ("input_ids", "attention_mask", "logits_to_keep")
 
 
 class Decoder:
@@ -19,16 +18,19 @@ class Decoder:
 
     Args:
         graphs: `step`, as `capture_decoder` returns it or a later stage makes of it.
+
+    Raises:
+        ConfigError: what the graph says of the model makes no sense.
     """
 
     def __init__(self, graphs: Mapping[str, fx.GraphModule]) -> None:
         self.step = graphs["step"]
-        facts = edit.marks(self.step)["generation"]
-        self.positions = facts["positions"]
-        self.output = facts["output"]
-        self.parameters = calls.parameters(facts["parameters"])
-        self.__signature__ = calls.signature(self.parameters)
-        self.past = [leaf for leaf in signature_of(self.step).leaves if leaf.name.startswith(cache.KINDS)]
+        self.positions = facts.read_positions(graphs, "step")
+        forward = facts.read_forward(graphs, "step", ("logits", "past_key_values"))
+        self.output, self.parameters, self.__signature__ = forward.output, forward.parameters, forward.signature
+        taken = (*_TAKEN, "position_ids") if self.positions is not None else _TAKEN
+        self.past = facts.caches_of("step", facts.check_ends(graphs, "step", taken, ()))
+        facts.check_ends(graphs, "step", (), ("logits", *(leaf.name for leaf in self.past)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the model's output: `logits`, and `past_key_values` where they are given or asked for.

@@ -25,8 +25,9 @@ def capture_encoder_decoder(model: Any, example: Example) -> dict[str, fx.GraphM
     """Return the graphs `encoder`, `cross` and `step` of a model, checked against the model on the example.
 
     Raises:
-        CaptureError: the example has other arguments than a source, its mask and `decoder_input_ids`, the model's
-            cache holds other than keys and values per layer, a graph cannot be captured or computes something else.
+        CaptureError: the example has other arguments than a source, its mask and `decoder_input_ids`, or lacks the
+            last where the model states no token to start with; the model's cache holds other than keys and values per
+            layer; a graph cannot be captured, or computes something else.
     """
     source, target = _given(model, example)
     encoder = _encoder(model, source)
@@ -57,15 +58,28 @@ def _given(model: Any, example: Example) -> tuple[dict[str, Tensor], Tensor]:
     main = model.get_encoder().main_input_name
     taken = (main, "attention_mask", _TARGET)
     others = [name for name in given if name not in taken]
-    if others or main not in given or _TARGET not in given:
-        what = f"{others[0]!r}" if others else f"no {main!r}" if main not in given else f"no {_TARGET!r}"
+    if others or main not in given:
+        what = f"{others[0]!r}" if others else f"no {main!r}"
         raise CaptureError(f"example_inputs holds {what}; generation takes {', '.join(map(repr, taken))}")
     rows = -(-2 // given[main].shape[0])
-    target = repeated(given[_TARGET], rows, _LEAST)
+    target = repeated(given[_TARGET] if _TARGET in given else _start(model, given[main]), rows, _LEAST)
     if given[main].is_floating_point():
         return {main: given[main].repeat(rows, *[1] * (given[main].ndim - 1))}, target
     mask = given.get("attention_mask", torch.ones_like(given[main])).to(torch.long)
     return {main: repeated(given[main], rows, _LEAST), "attention_mask": repeated(mask, rows, _LEAST)}, target
+
+
+def _start(model: Any, source: Tensor) -> Tensor:
+    """Return the token that generation starts with for each row of a source, (batch, 1)."""
+    first = model.generation_config.decoder_start_token_id
+    if first is None:
+        first = model.generation_config.bos_token_id
+    if not isinstance(first, int):
+        advice = f"give {_TARGET!r}, token ids (batch, sequence)"
+        raise CaptureError(
+            f"example_inputs holds no {_TARGET!r}, and the model states no token to start with: {advice}"
+        )
+    return torch.full((source.shape[0], 1), first, dtype=torch.long, device=source.device)
 
 
 def _encoder(model: Any, source: dict[str, Tensor]) -> fx.GraphModule:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import fx
 
 from fxquant.generation.decoding import Decoder
+from fxquant.generation.facts import read_config
 from fxquant.generation.seq2seq import Encoder, Seq2Seq
 from fxquant.generation.skeleton import put_on, skeleton_from
 from fxquant.graph import edit
@@ -22,6 +23,11 @@ class Way:
     needs: tuple[str, ...]
     forward: Callable[[Graphs], Callable[..., Any]]
     encoder: Callable[[Graphs], Callable[..., Any]] | None = None
+
+    def check(self, graphs: Graphs) -> None:
+        """Raise `ConfigError` unless the graphs are such as `capture_generation` makes."""
+        read_config(graphs, "step")
+        self.forward(graphs)
 
 
 WAYS = {
@@ -41,8 +47,9 @@ def generator_of(bones: Any, graphs: Graphs, way: Way) -> Any:
     Raises:
         ConfigError: there is no skeleton, and the installed transformers does not make one.
     """
-    facts = edit.marks(graphs["step"])
-    known = bones if bones is not None else skeleton_from(facts.get("config") or {}, facts["generation"]["config"])
+    known = bones
+    if known is None:
+        known = skeleton_from(edit.marks(graphs["step"]).get("config"), read_config(graphs, "step"))
     generator = copy.deepcopy(known)
     generator.forward = way.forward(graphs)
     if way.encoder is not None:

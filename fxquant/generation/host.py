@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from fxquant.errors import CaptureError
 from fxquant.generation.skeleton import sharing
 from fxquant.graph import edit
-from fxquant.graph.capture import capture_whole, checked_example
+from fxquant.graph.capture import capture_whole
+from fxquant.graph.checks import checked_example
 from fxquant.graph.signature import SignatureCodeGen, signature_of
 
 Flat = Callable[[Any, dict[str, Tensor]], dict[str, Tensor]]

@@ -6,25 +6,27 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxquant.errors import InputError
-from fxquant.generation import cache, calls
-from fxquant.graph import edit
+from fxquant.generation import cache, calls, facts
 from fxquant.graph.calling import name_arguments
-from fxquant.graph.signature import signature_of
 
 CROSS = "cross_"  # how the names of the tensors of the cross-attention's cache begin
 _KNOWN = "attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values, use_cache"
+_TAKEN = ("decoder_input_ids", "attention_mask", "decoder_attention_mask")
+_HIDDEN = ("last_hidden_state",)
 
 
 class Encoder:
-    """Calls the graph `encoder` in the place of an encoder's forward."""
+    """Calls the graph `encoder` in the place of an encoder's forward.
+
+    Raises:
+        ConfigError: what the graph says of the encoder makes no sense.
+    """
 
     def __init__(self, graphs: Mapping[str, fx.GraphModule]) -> None:
         self.graph = graphs["encoder"]
-        facts = edit.marks(self.graph)["generation"]
-        self.output = facts["output"]
-        self.parameters = calls.parameters(facts["parameters"])
-        self.__signature__ = calls.signature(self.parameters)
-        self.names = signature_of(self.graph).inputs["keys"]
+        forward = facts.read_forward(graphs, "encoder", _HIDDEN)
+        self.output, self.parameters, self.__signature__ = forward.output, forward.parameters, forward.signature
+        self.names = facts.source_of(graphs, _HIDDEN)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the encoder's output: `last_hidden_state`.
@@ -50,17 +52,21 @@ class Seq2Seq:
     """Calls the graphs `encoder`, `cross` and `step` in the place of a model's forward.
 
     `cross` computes the keys and values of the cross-attention once for a source; `step` takes them with each token.
+
+    Raises:
+        ConfigError: what the graphs say of the model makes no sense.
     """
 
     def __init__(self, graphs: Mapping[str, fx.GraphModule]) -> None:
         self.encoder = Encoder(graphs)
         self.cross, self.step = graphs["cross"], graphs["step"]
-        facts = edit.marks(self.step)["generation"]
-        self.output = facts["output"]
-        self.parameters = calls.parameters(facts["parameters"])
-        self.__signature__ = calls.signature(self.parameters)
-        leaves = signature_of(self.step).leaves
-        self.past = [leaf for leaf in leaves if leaf.name.startswith(cache.KINDS)]
+        forward = facts.read_forward(graphs, "step", ("logits", "past_key_values", "encoder_last_hidden_state"))
+        self.output, self.parameters, self.__signature__ = forward.output, forward.parameters, forward.signature
+        leaves = facts.check_ends(graphs, "step", _TAKEN, ())
+        self.past = facts.caches_of("step", leaves)
+        facts.check_ends(graphs, "step", (), ("logits", *(leaf.name for leaf in self.past)))
+        crossing = [leaf.name for leaf in facts.caches_of("step", leaves, CROSS)]
+        facts.check_ends(graphs, "cross", ("encoder_hidden_states",), crossing)
         self.takes_positions = any(leaf.name == "decoder_position_ids" for leaf in leaves)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

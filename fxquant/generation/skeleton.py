@@ -26,7 +26,7 @@ def skeleton(model: nn.Module) -> Any:
     return bones
 
 
-def skeleton_from(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Any:
+def skeleton_from(config: object, generation: Mapping[str, Any]) -> Any:
     """Return the skeleton of a transformers model by its configurations, which may come from a hostile file.
 
     No code but that of the installed transformers is run.
@@ -38,7 +38,9 @@ def skeleton_from(config: Mapping[str, Any], generation: Mapping[str, Any]) -> A
         transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise ConfigError(f"generate needs the package transformers, whose code generates: {error}") from None
-    (name,) = config.get("architectures") or (None,)
+    known_config = config if isinstance(config, dict) else {}
+    named = known_config.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
     cls: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
     if not known or not cls.can_generate():
@@ -46,10 +48,10 @@ def skeleton_from(config: Mapping[str, Any], generation: Mapping[str, Any]) -> A
         raise ConfigError(f"the program was made from a {str(name)[:80]!r}, which transformers does not have: {advice}")
     try:
         with torch.device("meta"):
-            model = cls(cls.config_class.from_dict({**config}))
+            model = cls(cls.config_class.from_dict({**known_config}))
         model.generation_config = transformers.GenerationConfig.from_dict({**generation})
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"transformers makes no {name} of the program's configuration: {error}") from None
+    except Exception as error:  # transformers raises what the values made it stumble over
+        raise ConfigError(f"transformers makes no {name} of the program's configuration: {error}") from error
     return skeleton(model)
 
 

@@ -1,7 +1,6 @@
 """`capture`: a model becomes an fx graph of ATen ops, called as the model was. The only caller of torch.export."""
 
 import json
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,18 +8,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from fxquant.errors import CaptureError, FxQuantError, FxQuantWarning, InputError
+from fxquant.errors import CaptureError, FxQuantError, InputError
 from fxquant.graph import edit, structure
-from fxquant.graph.example import Example, read_example
+from fxquant.graph.checks import checked_example
+from fxquant.graph.example import Example
 from fxquant.graph.failure import Failure, locate
 from fxquant.graph.host import copied
 from fxquant.graph.modes import inference, quiet_torch
-from fxquant.graph.reach import narrowed
+from fxquant.graph.reach import narrowed, replaced, warn_of_fixed
 from fxquant.graph.rebuild import ROOT, rebuild
 from fxquant.graph.signature import Signature, signature_of
 from fxquant.graph.ways import OWN_ATTENTION, Way, ways_of
 
-Limits = Callable[[nn.Module, fx.GraphModule, Example], str | None]
+Reach = Callable[[nn.Module, fx.GraphModule, Example], str | None]
 
 
 def capture(model: nn.Module, example_inputs: Any, *, dynamic: bool = True) -> fx.GraphModule:
@@ -47,25 +47,18 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic: bool = True) -> f
     return gm
 
 
-def checked_example(model: nn.Module, example_inputs: Any) -> Example:
-    """Return the example inputs taken apart, where model and inputs are fit to be captured."""
-    _check_model(model)
-    example = read_example(model, example_inputs)
-    _check_devices(model, example)
-    return example
-
-
 def capture_whole(
-    model: nn.Module, example: Example, dynamic: bool, limits: Limits = narrowed
+    model: nn.Module, example: Example, dynamic: bool, reach: Reach = narrowed
 ) -> tuple[fx.GraphModule, str | None]:
     """Return the graph of the whole model, and why it takes fewer inputs than the model does, None where it does not.
 
     The ways of `ways_of` are tried in order. A graph that takes all that the model takes is returned at once; else the
-    first that there is. `limits` says what a graph does not take.
+    first that there is. `reach` says what a graph does not take.
 
     Raises:
-        CaptureError: every way fails.
+        CaptureError: every way fails, or forward puts new buffers into the model.
     """
+    check_kept(model, example)
     failed: list[dict[str, str]] = []
     narrow: tuple[fx.GraphModule, str] | None = None
     first: Failure | None = None
@@ -76,7 +69,7 @@ def capture_whole(
             failed.append({"rung": way.name, "reason": gm.text})
             continue
         edit.mark(gm, capture={"rung": way.name, "failed": list(failed)}, config=_config(model))
-        limit = limits(model, gm, example) if dynamic else None
+        limit = reach(model, gm, example) if dynamic else None
         if limit is None:
             return gm, None
         failed.append({"rung": way.name, "reason": limit})
@@ -86,6 +79,13 @@ def capture_whole(
     assert first is not None, "each way failed"
     _check_runs(model, example)
     raise CaptureError(_advised(model, first, dynamic))
+
+
+def check_kept(model: nn.Module, example: Example) -> None:
+    """Raise where forward leaves a model with another buffer, which a graph could not."""
+    name = replaced(model, example)
+    if name is not None:
+        raise CaptureError(f"forward puts another tensor in the place of {name!r}: a graph has no state of its own")
 
 
 def export_whole(
@@ -175,59 +175,11 @@ def _export(model: nn.Module, example: Example, dynamic: bool) -> tuple[Exported
     return program, example, outputs[-1]
 
 
-def _check_devices(model: nn.Module, example: Example) -> None:
-    """Raise unless the inputs are where the model's tensors are."""
-    where = {tensor.device: name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
-    for name, tensor in zip(example.names, example.tensors, strict=True):
-        if where and tensor.device not in where:
-            device, parameter = next(iter(where.items()))
-            text = f"example input {name!r} is on {tensor.device}, and the model on {device} ({parameter!r})"
-            raise InputError(f"{text}: move it with .to({str(device)!r})")
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"capture takes a torch.nn.Module, not a {type(model).__name__}")
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise CaptureError(f"parameter {name!r} is on the meta device and has no values: load the weights first")
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            raise CaptureError(
-                f"parameter {name!r} is {parameter.dtype}, not torch.float32: convert with model.float()"
-            )
-        # the extremes cost no copy of the weights, and NaN passes through them
-        if parameter.is_floating_point() and parameter.numel() and not _is_finite(parameter):
-            raise CaptureError(f"parameter {name!r} contains NaN or infinity: the checkpoint is damaged")
-    for name, buffer in model.named_buffers():
-        # masks may hold -inf
-        if buffer.is_floating_point() and not buffer.is_meta and bool(torch.isnan(buffer).any()):
-            raise CaptureError(f"buffer {name!r} contains NaN: the checkpoint is damaged")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    low, high = torch.aminmax(tensor.detach())
-    return bool(torch.isfinite(low) and torch.isfinite(high))
-
-
 def _explain(model: nn.Module, what: str, failure: Failure) -> str:
     inside = f"module {failure.path!r}" if failure.path else "the model's own forward"
     where = f"{inside} ({type(model.get_submodule(failure.path)).__name__})"
     line = f" at {failure.line}" if failure.line else ""
     return f"{what} in {where}{line}: {failure.reason}"
-
-
-def warn_of_fixed(gm: fx.GraphModule, dynamic: bool, stacklevel: int = 3) -> None:
-    """Report the dimensions of a dynamic capture that look like a batch or a sequence and cannot vary."""
-    for leaf in signature_of(gm).leaves if dynamic else ():
-        sequence = len(leaf.shape) == 3 or (len(leaf.shape) == 2 and not leaf.dtype.is_floating_point)
-        for dimension in range(min(len(leaf.shape), 2 if sequence else 1)):
-            size = leaf.shape[dimension]
-            if isinstance(size, int):
-                kind = "sequence" if dimension else "batch"
-                text = (
-                    f"dimension {dimension} ({kind}) of {leaf.name!r} became fixed at {size}: the model's code needs it"
-                )
-                warnings.warn(text, FxQuantWarning, stacklevel=stacklevel)
 
 
 def _config(model: nn.Module) -> dict[str, Any] | None:

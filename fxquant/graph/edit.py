@@ -84,10 +84,15 @@ def clone(gm: fx.GraphModule) -> fx.GraphModule:
 
 def get_tensor(gm: fx.GraphModule, node: fx.Node) -> Tensor:
     """Return the parameter or buffer that a get_attr node reads."""
+    return tensor_at(gm, str(node.target))
+
+
+def tensor_at(gm: fx.GraphModule, target: str) -> Tensor:
+    """Return the parameter or buffer at a dotted path."""
     holder: Any = gm
-    for part in str(node.target).split("."):
+    for part in target.split("."):
         holder = getattr(holder, part)
-    assert isinstance(holder, Tensor), f"{node.target} is no tensor"
+    assert isinstance(holder, Tensor), f"{target} is no tensor"
     return holder
 
 
@@ -106,7 +111,8 @@ def set_tensor(gm: fx.GraphModule, target: str, tensor: Tensor) -> None:
         holder = getattr(holder, part)
     if isinstance(holder._parameters.get(leaf), Tensor):
         del holder._parameters[leaf]
-    holder.register_buffer(leaf, tensor.detach())
+    plain = type(tensor) is Tensor and not tensor.requires_grad
+    holder.register_buffer(leaf, tensor if plain else tensor.detach())
 
 
 def free_target(gm: fx.GraphModule, wanted: str) -> str:

@@ -5,7 +5,6 @@ Here the calls are traced again to ATen (retrace.py); what belongs to a module i
 tensor whose size it is.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
-from torch._subclasses import FakeTensor
 
 from fxquant.errors import CaptureError
 from fxquant.graph import edit, structure
 from fxquant.graph.calling import Leaf, Parameter
-from fxquant.graph.rebuild import settle
 from fxquant.graph.retrace import retrace
 from fxquant.graph.signature import Signature, SignatureCodeGen
+from fxquant.graph.sources import described, path_of_input
 
-_STEP = re.compile(r"\._(?:modules|parameters|buffers)\['([^']+)'\]|\.(\w+)|\['?(\w+)'?\]")  # of a source's name
 _LEAF = {"kind": "leaf"}
 
 
@@ -105,15 +102,15 @@ class _Entry:
         used = [at for at, node in enumerate(self.old) if node.users]
         tensors = [at for at in used if at not in owned and isinstance(self.old[at].meta["val"], Tensor)]
         for at in tensors:
-            self.copies[self.old[at]] = _described(self.old[at], self._placeholder(at))
+            self.copies[self.old[at]] = described(self.old[at], self._placeholder(at))
         sizes = {at: self._place(at, tensors) for at in used if at not in owned and at not in tensors}
         carriers = {at: self._carrier(at) for at, place in sizes.items() if place is None}
         for at, place in sizes.items():
             source, axis = place or (carriers[at], 0)
             size = self.gm.graph.call_function(torch.ops.aten.sym_size.int, (source, axis))
-            self.copies[self.old[at]] = _described(self.old[at], size)
+            self.copies[self.old[at]] = described(self.old[at], size)
         for at in sorted(owned.intersection(used)):
-            self.constants[at] = edit.free_target(self.gm, _path(self.given[at]))
+            self.constants[at] = edit.free_target(self.gm, path_of_input(self.given[at]))
             self._read(self.old[at], self.constants[at], self.tensors[at])
         self._copy_calls()
         _sign(self.gm)
@@ -150,7 +147,7 @@ class _Entry:
 
     def _read(self, old: fx.Node, name: str, tensor: Tensor) -> None:
         edit.set_tensor(self.gm, name, tensor)
-        self.copies[old] = _described(old, self.gm.graph.get_attr(name), name.rpartition(".")[0])
+        self.copies[old] = described(old, self.gm.graph.get_attr(name), name.rpartition(".")[0])
 
     def _copy_calls(self) -> None:
         for node in self.traced.graph.nodes:
@@ -163,38 +160,13 @@ class _Entry:
                     raise CaptureError(f"the compiled code holds {node.target!r}, a {type(held).__name__}: no tensor")
                 self._read(node, edit.free_target(self.gm, str(node.target)), held)
             elif node.op != "placeholder":
-                self.copies[node] = _described(node, self.gm.graph.node_copy(node, self.copies.__getitem__))
+                self.copies[node] = described(node, self.gm.graph.node_copy(node, self.copies.__getitem__))
         self.gm.graph.eliminate_dead_code()
 
 
 def carrier(size: Any) -> Tensor:
     """Return an empty tensor whose length is an integer, so that graphs, whose inputs are tensors, can be given it."""
     return torch.empty(size, 0)
-
-
-def _described(old: fx.Node, new: fx.Node, owner: str | None = None) -> fx.Node:
-    """Keep the value, the line of code and the modules around a node; the path is that of the innermost."""
-    new.meta = {key: old.meta[key] for key in ("val", "stack_trace") if key in old.meta}
-    if isinstance(new.meta.get("val"), FakeTensor):
-        new.meta["val"] = settle(new.meta["val"])
-    stack = {key: (_steps(path), cls) for key, (path, cls) in (old.meta.get("nn_module_stack") or {}).items()}
-    if stack:
-        new.meta["nn_module_stack"] = stack
-    path = owner if owner is not None else (list(stack.values())[-1][0] if stack else "")
-    edit.mark(new, path=path or None)
-    return new
-
-
-def _steps(source: str) -> str:
-    """Return a dotted path for what Dynamo calls `L['self']._modules['layer']._modules['0']`, less its root."""
-    _, bracket, rest = source.partition("]")
-    return ".".join(next(filter(None, step)) for step in _STEP.findall(rest)) if bracket else source
-
-
-def _path(node: fx.Node) -> str:
-    """Return the attribute path of a parameter, where Dynamo says it, else the placeholder's name."""
-    name = getattr(getattr(node, "_dynamo_source", None), "name", "")
-    return _steps(name() if callable(name) else name) or node.name  # a method before torch 2.12
 
 
 def _sign(gm: fx.GraphModule) -> None:

@@ -8,7 +8,7 @@ from torch import fx, nn
 from fxquant.errors import FxQuantError, InputError
 from fxquant.graph import edit
 from fxquant.graph.calling import name_arguments
-from fxquant.graph.capture import export_whole
+from fxquant.graph.capture import check_kept, export_whole
 from fxquant.graph.example import Example, forward_parameters, read_example
 from fxquant.graph.failure import Failure
 from fxquant.graph.observed import Call, Observed, observe
@@ -76,7 +76,9 @@ def _part(module: nn.Module, calls: Sequence[Call]) -> fx.GraphModule | str:
     args, kwargs = calls[0]
     try:
         named = name_arguments(forward_parameters(module), args, kwargs, "the call that was observed")
-        gm = export_whole(module, read_example(module, named), dynamic=True)
+        example = read_example(module, named)
+        check_kept(module, example)
+        gm = export_whole(module, example, dynamic=True)
         if isinstance(gm, Failure):
             return gm.text
         for args, kwargs in calls:

@@ -1,9 +1,10 @@
-"""LSTM and GRU layers step by step, with their products as linears that can be captured for any length.
+"""Recurrent layers step by step, with their products as linears that can be captured for any length.
 
-    LSTM  i, f, g, o = W x + b + R h + r;   c' = σ(f)·c + σ(i)·tanh(g);   h' = σ(o)·tanh(c')
+    LSTM  i, f, g, o = W x + b + R h + r;   c' = σ(f)·c + σ(i)·tanh(g);   h' = P·σ(o)·tanh(c'), P where it projects
     GRU   r, z = σ(W x + b + R h + r);   n = tanh(W x + b + r·(R h + r));   h' = (1 − z)·n + z·h
+    RNN   h' = tanh or relu of W x + b + R h + r
 
-as torch.nn.LSTM and torch.nn.GRU define them. An export of those fixes the length of the sequence.
+as torch.nn.LSTM, torch.nn.GRU and torch.nn.RNN define them. An export of those fixes the length of the sequence.
 """
 
 from typing import Any
@@ -14,25 +15,23 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 def unrolled(module: nn.Module) -> nn.Module | None:
-    """Return the same function as linears and steps; None for what is no LSTM or GRU, or projects its states."""
-    if type(module) is nn.LSTM and not module.proj_size:
-        return Unrolled(module, _LSTMStep)
-    return Unrolled(module, _GRUStep) if type(module) is nn.GRU else None
+    """Return the same function as linears and steps; None for what is no LSTM, GRU or RNN."""
+    return Unrolled(module) if type(module) in (nn.LSTM, nn.GRU, nn.RNN) else None
 
 
 class Unrolled(nn.Module):
-    """An LSTM or GRU of one or several layers, in one or both directions; dropout is none, as in eval mode."""
+    """A recurrent layer, one or several, in one or both directions; dropout is none, as in eval mode."""
 
     own: Any  # the module that this stands for; no submodule
 
-    def __init__(self, own: Any, step: type["_LSTMStep | _GRUStep"]) -> None:
+    def __init__(self, own: Any) -> None:
         super().__init__()
         object.__setattr__(self, "own", own)
         self.directions = 2 if own.bidirectional else 1
         self.layers = nn.ModuleList()
         for layer in range(own.num_layers):
             for suffix in ("", "_reverse")[: self.directions]:
-                self.layers.append(_Direction(own, f"l{layer}{suffix}", step))
+                self.layers.append(_Direction(own, f"l{layer}{suffix}"))
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Return outputs and last states, in the shapes of the module that this stands for."""
@@ -42,10 +41,9 @@ class Unrolled(nn.Module):
         x = input if batched else input.unsqueeze(1)
         x = x.transpose(0, 1) if batched and self.own.batch_first else x
         given = (hx,) if isinstance(hx, Tensor) else hx
-        count, width = len(self.layers), self.own.hidden_size
-        first: Any = [_zeros(x, count, width)] * 2 if given is None else [s if batched else s[:, None] for s in given]
+        first: Any = self._zeros(x) if given is None else [s if batched else s[:, None] for s in given]
         lasts = []
-        for index in range(0, count, self.directions):
+        for index in range(0, len(self.layers), self.directions):
             parts = []
             for place in range(index, index + self.directions):
                 states = tuple(state[place] for state in first)
@@ -58,18 +56,22 @@ class Unrolled(nn.Module):
         ends = ends if batched else [each[:, 0] for each in ends]
         return y if batched else y[:, 0], tuple(ends) if isinstance(self.own, nn.LSTM) else ends[0]
 
-
-def _zeros(x: Tensor, count: int, width: int) -> Tensor:
-    return x.new_zeros(count, x.shape[1], width)
+    def _zeros(self, x: Tensor) -> list[Tensor]:
+        widths = (self.own.proj_size or self.own.hidden_size, self.own.hidden_size)
+        return [x.new_zeros(len(self.layers), x.shape[1], width) for width in widths]
 
 
 class _Direction(nn.Module):
     """One layer in one direction: the products with all inputs at once, then a step for each place."""
 
-    def __init__(self, own: Any, suffix: str, step: type["_LSTMStep | _GRUStep"]) -> None:
+    def __init__(self, own: Any, suffix: str) -> None:
         super().__init__()
         self.input = _linear(own, "ih", suffix)
-        self.step = step(_linear(own, "hh", suffix))
+        recurrent = _linear(own, "hh", suffix)
+        if isinstance(own, nn.LSTM):
+            self.step: Any = _LSTMStep(recurrent, _linear(own, "hr", suffix) if own.proj_size else None)
+        else:
+            self.step = _GRUStep(recurrent) if isinstance(own, nn.GRU) else _RNNStep(recurrent, own.nonlinearity)
 
     def forward(self, x: Tensor, states: tuple[Tensor, ...], backwards: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the outputs [S, B, H] and the last states for x [S, B, K]."""
@@ -88,15 +90,16 @@ STEPWISE = (Unrolled, _Direction)
 class _LSTMStep(nn.Module):
     count = 2
 
-    def __init__(self, recurrent: nn.Linear) -> None:
+    def __init__(self, recurrent: nn.Linear, projection: nn.Linear | None) -> None:
         super().__init__()
-        self.recurrent = recurrent
+        self.recurrent, self.projection = recurrent, projection
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next h and c [B, H] for x [B, 4·H]."""
+        """Return the next h [B, P] and c [B, H] for x [B, 4·H]; P is H where nothing projects."""
         i, f, g, o = (x + self.recurrent(h)).chunk(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return h if self.projection is None else self.projection(h), c
 
 
 class _GRUStep(nn.Module):
@@ -113,11 +116,25 @@ class _GRUStep(nn.Module):
         return ((1 - update) * n + update * h,)
 
 
+class _RNNStep(nn.Module):
+    count = 1
+
+    def __init__(self, recurrent: nn.Linear, curve: str) -> None:
+        super().__init__()
+        self.recurrent = recurrent
+        self.curve = {"tanh": torch.tanh, "relu": torch.relu}[curve]
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor]:
+        """Return the next h [B, H] for x [B, H]."""
+        return (self.curve(x + self.recurrent(h)),)
+
+
 def _linear(own: Any, kind: str, suffix: str) -> nn.Linear:
     """Return a linear on the tensors of a recurrent layer."""
     weight = getattr(own, f"weight_{kind}_{suffix}")
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=own.bias, device="meta")
+    bias = own.bias and kind != "hr"
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias, device="meta")
     linear.weight = weight
-    if own.bias:
+    if bias:
         linear.bias = getattr(own, f"bias_{kind}_{suffix}")
     return linear

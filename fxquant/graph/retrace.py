@@ -22,6 +22,7 @@ FakeTensorError = (DataDependentOutputException, DynamicOutputShapeException, Un
 
 # Switches that a graph need not carry out: fxquant's graphs run outside autograd and autocast.
 _SWITCHES = ("_set_grad_enabled", "_enter_autocast", "_exit_autocast")
+_DIFFERENTIATES = ("_grad_increment_nesting", "_autograd_grad")
 _TRAINS = {"dropout": 2, "batch_norm": 5, "instance_norm": 5}  # the argument that says so
 
 
@@ -44,11 +45,30 @@ def retrace(gm: fx.GraphModule, fakes: Sequence[Any]) -> fx.GraphModule:
         mode,
     ):
         try:
-            traced: fx.GraphModule = make_fx(fx.Interpreter(plain).run, pre_dispatch=True)(*fakes)
+            # inside torch.vmap operators are known only after they were taken apart
+            traced: fx.GraphModule = make_fx(fx.Interpreter(plain).run, pre_dispatch=not _transforms(plain))(*fakes)
         except FakeTensorError as error:  # Dynamo would take it for a wish to run the float model
             raise CaptureError(f"the compiled code cannot be traced: {error}") from None
     _refuse_training(traced)
     return traced
+
+
+def _transforms(gm: fx.GraphModule) -> bool:
+    """Say whether a graph enters a transform of torch.func."""
+    return any("functorch" in (getattr(node.target, "__module__", None) or "") for node in gm.graph.nodes)
+
+
+def _refuse(node: fx.Node) -> None:
+    """Raise for what has no form as ATen calls outside autograd."""
+    name = getattr(node.target, "__name__", "")
+    if name in _DIFFERENTIATES:
+        text = "the compiled code differentiates (torch.func.grad), and fxquant's graphs run outside autograd"
+        raise CaptureError(f"{text}: take the gradient of the float model, outside torch.compile")
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        text = f"the compiled code calls {name}, which holds graphs of its own"
+        raise CaptureError(
+            f"{text}: leave it out, or keep it outside by torch.compiler.disable on the function around it"
+        )
 
 
 def _plain(gm: fx.GraphModule) -> fx.GraphModule:
@@ -59,6 +79,7 @@ def _plain(gm: fx.GraphModule) -> fx.GraphModule:
         new.meta = dict(old.meta)
     for node in reversed(list(graph.nodes)):
         name = getattr(node.target, "__name__", "")
+        _refuse(node)
         if name == "_enter_autocast" and node.args[2]:
             found = f"the compiled code computes under autocast ({node.args[0]}, {node.args[1]})"
             raise CaptureError(f"{found}, and fxquant takes float32: call the model outside torch.autocast")

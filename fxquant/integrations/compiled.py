@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.graph import edit
 from fxquant.graph.enter import Entered
-from fxquant.stages import portable
+from fxquant.portable import kept
 
 Lowering = Callable[[fx.GraphModule], fx.GraphModule]
 _NUMBERS = itertools.count()
@@ -44,6 +44,7 @@ class CompiledGraph:
 
     entered: Entered
     lowering: Lowering
+    frame: int  # Dynamo's number of the code
     number: int = field(default_factory=lambda: next(_NUMBERS))
     variants: dict[tuple[int, ...], _Variant] = field(default_factory=dict)
 
@@ -77,6 +78,11 @@ def graphs_of(model: nn.Module) -> tuple[fx.GraphModule, ...]:
     return tuple(_graphs({id(tensor) for tensor in (*model.parameters(), *model.buffers())}))
 
 
+def count_of(frame: int) -> int:
+    """Return how many graphs of one code Dynamo holds: it drops what it no longer calls."""
+    return sum(each.frame == frame and bool(each.variants) for each in _LIVE)
+
+
 def _graphs(owners: set[int]) -> Iterator[fx.GraphModule]:
     for compiled in sorted(_LIVE, key=lambda each: each.number):
         for key, variant in compiled.variants.items():
@@ -88,8 +94,8 @@ def _share(graph: fx.GraphModule, owners: Sequence[Tensor]) -> None:
     """Let a graph hold the tensors of earlier graphs of these parameters where they are equal: one copy of a weight."""
     known: dict[str, Tensor] = {}
     for other in _graphs(set(map(id, owners))):
-        known |= {**dict(other.named_buffers()), **dict(portable(other).named_buffers())}
-    for each in (graph, portable(graph)):
+        known |= {**dict(other.named_buffers()), **dict(kept(other).named_buffers())}
+    for each in (graph, kept(graph)):
         for name, tensor in list(each.named_buffers()):
             same = known.get(name)
             if same is not None and _equal(same, tensor):
@@ -97,7 +103,8 @@ def _share(graph: fx.GraphModule, owners: Sequence[Tensor]) -> None:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride()) and torch.equal(a, b)
+    alike = (a.dtype, a.shape, a.stride(), a.device) == (b.dtype, b.shape, b.stride(), b.device)
+    return alike and not a.is_meta and torch.equal(a, b)
 
 
 def _version(tensor: Tensor) -> int:

@@ -1,9 +1,10 @@
 """The backend "fxquant" of torch.compile: Dynamo's graphs through the same stages as captured ones.
 
-Nothing runs in float unsaid: a graph in which nothing is quantized warns, a recipe that would have to be calibrated is
-an error, and so is a model that is compiled again and again until Dynamo would give up and run it as it is.
+Nothing runs in float unsaid: a graph in which nothing is quantized warns, a recipe whose ranges are not known is an
+error, and so is a model that is compiled again and again until Dynamo would give up and run it as it is.
 """
 
+import gc
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,9 +16,10 @@ import torch
 from torch import fx, nn
 
 from fxquant.backends import Backend
-from fxquant.errors import ConfigError, FxQuantWarning, suggest
+from fxquant.errors import CaptureError, ConfigError, FxQuantWarning, suggest
 from fxquant.graph.enter import enter
-from fxquant.integrations.compiled import CompiledGraph, graphs_of
+from fxquant.integrations.compiled import CompiledGraph, count_of, graphs_of
+from fxquant.integrations.ranges import Source, put_ranges, read_ranges
 from fxquant.ledger import Row
 from fxquant.passes.unpad import check_padded_outputs
 from fxquant.quantize import check_coverage, ledger, needs_calibration
@@ -34,6 +36,7 @@ class Options:
 
     backend: str | Path | Backend = "x86"
     recipe: RecipeWish = "dynamic"
+    ranges: Source | None = None
     strict: bool = False
     padded_outputs: str = "exact"
 
@@ -58,18 +61,18 @@ def fxquant_backend(
     """Return what runs one of Dynamo's graphs: kernels of the backend that the options name.
 
     Raises:
-        ConfigError: unknown options; a recipe that needs calibration; a setting of Dynamo that hides errors.
-        CaptureError: the graph trains, or computes under autocast.
+        ConfigError: unknown options; static ranges that are not known; a setting of Dynamo that hides errors.
+        CaptureError: the graph trains, or computes under autocast; or the code was compiled as often as Dynamo allows.
         CoverageError: `strict`, and an op that should be quantized stays in float.
 
     Warns:
-        FxQuantWarning: nothing in the graph is quantized, or the code was compiled nearly as often as Dynamo allows.
+        FxQuantWarning: nothing in the graph is quantized.
     """
     if mode is not None:
         raise ConfigError(f"torch.compile was given mode={mode!r}, which is Inductor's: leave it out")
     chosen = Options.of(options or {})
-    _watch_recompiles()
-    compiled = CompiledGraph(enter(gm, example_inputs), _lowering(chosen))
+    frame = _checked_frame()
+    compiled = CompiledGraph(enter(gm, example_inputs), _lowering(chosen), frame)
     _warn_of_float(compiled.graph(example_inputs), compiled.number)
     return compiled
 
@@ -88,11 +91,13 @@ def _lowering(options: Options) -> Callable[[fx.GraphModule], fx.GraphModule]:
     def run(captured: fx.GraphModule) -> fx.GraphModule:
         prepared = prepare(captured, options.backend, options.recipe)
         if needs_calibration(prepared):
-            raise ConfigError(
-                "this recipe has static ranges, which need calibration, and torch.compile has no batches for it: use "
-                'options={"recipe": "dynamic"} or "weight-only"; or calibrate ahead, with '
-                "fxquant.quantize(model, example_inputs, recipe=…, calibration=batches), and call what it returns"
-            )
+            if options.ranges is None:
+                raise ConfigError(
+                    "this recipe has static ranges, which need calibration, and torch.compile has no batches for it: "
+                    'calibrate ahead, and give what that made as options={"ranges": fxquant.quantize(model, '
+                    'example_inputs, recipe=…, calibration=batches)}; or use the recipe "dynamic" or "weight-only"'
+                )
+            put_ranges(prepared, read_ranges(options.ranges))
         if options.strict:
             check_coverage(prepared)
         lowered = lower(convert(prepared), padded_outputs=options.padded_outputs)
@@ -119,8 +124,12 @@ def _say(row: Row) -> str:
     return f"{row.op} at {row.module_path or 'the top'} ({row.code}): {row.reason}"
 
 
-def _watch_recompiles() -> None:
-    """Let Dynamo raise where it would give up on compiling, for then it would run the float model; warn before."""
+def _checked_frame() -> int:
+    """Return Dynamo's number of the code that is compiled; raise where Dynamo would soon give up on it.
+
+    At the limit Dynamo runs the code as it is, in float. It would not call the backend then, so what the user is to do
+    is said at the last graph that it allows.
+    """
     config = torch._dynamo.config
     if config.suppress_errors:
         raise ConfigError(
@@ -128,16 +137,23 @@ def _watch_recompiles() -> None:
             "would say so; set it to False"
         )
     config.fail_on_recompile_limit_hit = True
-    frame = torch._guards.CompileContext.current_compile_id()
-    count = (frame.frame_compile_id or 0) + 1 if frame is not None else 1
-    if count == config.recompile_limit - 1:
-        text = (
-            f"torch.compile makes graph {count} of the same code, and may make {config.recompile_limit}: one more is "
-            "an error (FailOnRecompileLimitHit). Where sizes vary, compile with dynamic=True, or mark them with "
-            "torch._dynamo.mark_dynamic; where several models share the code, raise "
-            'torch._dynamo.config.recompile_limit. TORCH_LOGS="recompiles" tells why each graph was made'
+    current = torch._guards.CompileContext.current_compile_id()
+    if current is None or current.frame_id is None or current.frame_compile_id is None:
+        return -1
+    # Dynamo counts attempts that failed, too, and after torch._dynamo.reset() numbers codes anew
+    limit = config.recompile_limit
+    most = max(limit - 1, 1)
+    if min(count_of(current.frame_id), current.frame_compile_id) >= most:
+        gc.collect()  # graphs that nothing calls any more may be part of a cycle
+    made = min(count_of(current.frame_id), current.frame_compile_id)
+    if made >= most:
+        raise CaptureError(
+            f"torch.compile has made {made} graphs of the same code, and stops at torch._dynamo.config.recompile_limit "
+            f"= {limit}, where it would run the float model: where sizes vary, compile with dynamic=True, or mark them "
+            "with torch._dynamo.mark_dynamic; give what changes from call to call as a tensor; where several models "
+            'share the code, raise that limit. TORCH_LOGS="recompiles" tells why each graph was made'
         )
-        warnings.warn(text, FxQuantWarning, stacklevel=2)
+    return current.frame_id
 
 
 def register() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph import edit
+from fxquant.kernels import layout
 from fxquant.spec import QuantSpec
 
 
@@ -73,11 +74,17 @@ class Site:
             return None, None, 0, 0, torch.float32
         return out.scale, out.zero_point, out.qmin, out.qmax, out.dtype
 
-    def constant(self, name: str, make: Callable[[], Tensor]) -> fx.Node:
-        """Return a node of the constant called `name`, made at the first site that asks for it."""
+    def constant(self, name: str, make: Callable[[], Tensor], source: layout.Source | None = None) -> fx.Node:
+        """Return a node of the constant called `name`, made at the first site that asks for it.
+
+        `source` says of what weight it is another layout, from which that weight can be had back.
+        """
         found: list[fx.Node] = self.gm.graph.find_nodes(op="get_attr", target=name)
         if not found:
-            return edit.add_constant(self.gm, name, make(), self.anchor)
+            made = edit.add_constant(self.gm, name, make(), self.anchor)
+            if source is not None:
+                layout.record(self.gm, made, source)
+            return made
         if not found[0] < self.anchor:  # sites come by their first node, and a fused one asked at its last
             self.anchor.prepend(found[0])
         return found[0]

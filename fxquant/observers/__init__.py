@@ -1,6 +1,6 @@
 """Observers find the range of a tensor from the values that go by; one idea a file."""
 
-from fxquant.observers import histogram_observer, minmax, moving_average
+from fxquant.observers import histogram_observer, least_squares, minmax, moving_average
 from fxquant.observers.base import OBSERVERS, Observation, ObservationError, Observer, create
 from fxquant.observers.options import Option
 
@@ -12,6 +12,7 @@ __all__ = [
     "Option",
     "create",
     "histogram_observer",
+    "least_squares",
     "minmax",
     "moving_average",
 ]

@@ -183,7 +183,7 @@ class Observer(nn.Module):
             saved = state_dict.get(prefix + name)
             if not isinstance(saved, Tensor) or own is None:
                 continue
-            if self.spec.granularity == "per-token" or saved.shape[1:] == own.shape[1:]:
+            if self.spec.granularity in ("per-token", "per-group") or saved.shape[1:] == own.shape[1:]:
                 setattr(self, name, own.new_empty(saved.shape))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

@@ -69,6 +69,8 @@ def _recurrent(node: fx.Node) -> int:
     return prod(_shape(node.args[0])[:-1]) * sum(prod(_shape(weight)) for weight in weights)
 
 
+# A layer in one op, whose products no pattern can see.
+RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 # What a product of matrices counts under, and how many multiply-accumulates it does.
 MACS: dict[object, tuple[str, Callable[[fx.Node], int]]] = {
     aten.linear.default: (LINEAR, _contraction),
@@ -78,10 +80,7 @@ MACS: dict[object, tuple[str, Callable[[fx.Node], int]]] = {
     torch.ops.fxquant.grouped_linear.default: (LINEAR, _contraction),
     aten.mv.default: (LINEAR, _contraction),
     aten.bilinear.default: (LINEAR, lambda node: prod(_shape(node)) * prod(_shape(node.args[2])[1:])),
-    aten.lstm.input: (LINEAR, _recurrent),
-    aten.gru.input: (LINEAR, _recurrent),
-    aten.rnn_tanh.input: (LINEAR, _recurrent),
-    aten.rnn_relu.input: (LINEAR, _recurrent),
+    **dict.fromkeys(RECURRENT, (LINEAR, _recurrent)),
     aten.matmul.default: (ATTENTION, _contraction),
     aten.einsum.default: (ATTENTION, _einsum),
     aten.inner.default: (ATTENTION, _contraction),

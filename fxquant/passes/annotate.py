@@ -12,7 +12,7 @@ from fxquant.graph import edit
 from fxquant.graph.pattern import Match
 from fxquant.ops import OPS, QuantOp
 from fxquant.ops.base import read_constant
-from fxquant.ops.cost import family, floating, macs
+from fxquant.ops.cost import RECURRENT, family, floating, macs
 from fxquant.ops.shape import JOINS_VALUES, MOVES_VALUES
 from fxquant.passes.claims import Claim, Reason, erase_claims, write_claim, write_reason
 from fxquant.recipe import Recipe
@@ -141,6 +141,8 @@ class Annotate:
         known = edit.info(node)
         if refusal is not None and (family(node) or refusal.code is not Reason.GUARD):
             write_reason(node, refusal.code, refusal.text)
+        elif node.target in RECURRENT:
+            write_reason(node, Reason.GUARD, "a recurrent layer as one op: with dynamic=True its products are linears")
         elif family(node):
             write_reason(node, Reason.NO_RULE, f"backend {self.backend.name} has no rule with {node.target}")
         elif node.target in MOVES_VALUES | JOINS_VALUES or node.target in _CASTS:

@@ -5,13 +5,9 @@
 over [B, H, S, D], or heads merged into the batch, [B·H, S, D], which come apart where the scores do. Keys and values
 that are repeated for groups of queries are given once, with `enable_gqa`. What reads the probabilities, or bounds the
 scores by a tanh (Gemma 2), has no such form, and stays products around a softmax.
-
-A score that a mask replaces by −1e30 or less counts as one that the mask is added to: for a query of which every key is
-hidden both give the mean of the values, since the score is lost in the sum.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,22 +15,11 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.passes.attention_operands import unrepeated
+from fxquant.passes.attention_scores import MATMUL, Scores, behind_reshapes, read_scores
 from fxquant.passes.canonical_facts import computed, dtype_of, same_shape, sizes, substitute
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
-MATMUL = aten.matmul.default
-HIDDEN = -1e30
-
-
-@dataclass
-class _Scores:
-    """What is read from a softmax down to the product of query and key; `split` is the reshape that parts heads."""
-
-    scale: float = 1.0
-    masks: list[tuple[str, Any, float]] = field(default_factory=list)
-    split: Any = None
-    product: Any = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +41,10 @@ class RecomposeAttention:
 
 def _recompose(gm: fx.GraphModule, product: fx.Node, made: dict[Any, Any]) -> bool:
     """Rewrite softmax(…)·v where it is attention; `made` are the masks that layers before it put together."""
-    softmax, _ = _through(product.args[0])
+    softmax, _ = behind_reshapes(product.args[0])
     if softmax is None or softmax.target is not aten.softmax.int or softmax.args[2] not in (None, dtype_of(product)):
         return False
-    scores = _read(gm, softmax.args[0])
+    scores = read_scores(gm, softmax.args[0])
     if scores is None or softmax.args[1] not in (-1, len(sizes(softmax) or ()) - 1):
         return False
     query: Any
@@ -82,106 +67,6 @@ def _fit(operands: tuple[Any, ...], split: Any) -> bool:
     ranks = {len(shape) for shape in shapes}
     typed = all("val" in each.meta for each in operands) and all(isinstance(shape[-1], int) for shape in shapes[::2])
     return typed and (ranks <= {3, 4} if split is not None else ranks in ({3}, {4}))
-
-
-def _only(node: Any, target: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target is target and len(node.users) == 1
-
-
-def _through(node: Any) -> tuple[Any, Any]:
-    """Return what is behind reshapes that merge or part the first axes, and the one that parts them."""
-    split = None
-    while _only(node, aten.reshape.default):
-        before, after = sizes(node.args[0]), sizes(node)
-        if before is None or after is None or before[-2:] != after[-2:]:
-            return None, None
-        split = node if len(after) == 4 and len(before) == 3 else split
-        node = node.args[0]
-    return (node if isinstance(node, fx.Node) and len(node.users) == 1 else None), split
-
-
-def _read(gm: fx.GraphModule, node: Any) -> _Scores | None:
-    """Read masks and scale between a softmax and the product of query and key."""
-    found = _Scores()
-    while True:
-        node, split = _through(node)
-        found.split = split or found.split
-        if node is None:
-            return None
-        if node.target is MATMUL:
-            found.product = node
-            return found
-        node = STEPS[node.target](gm, node, found) if node.target in STEPS else None
-
-
-def _scaled(gm: fx.GraphModule, node: Any, found: _Scores) -> Any:
-    scores, factor = node.args[:2]
-    if not isinstance(factor, int | float) or not factor:
-        return None
-    found.scale *= factor if node.target is aten.mul.Tensor else 1 / factor
-    return scores
-
-
-def _added(gm: fx.GraphModule, node: Any, found: _Scores) -> Any:
-    first, second = node.args
-    scores, mask = (first, second) if _has_product(first) else (second, first)
-    if found.scale != 1 or node.kwargs["alpha"] != 1 or dtype_of(mask) != dtype_of(node):
-        return None
-    if mask.target is not aten.zeros.default:
-        found.masks.insert(0, ("add", mask, 0.0))
-    return scores
-
-
-def _filled(gm: fx.GraphModule, node: Any, found: _Scores) -> Any:
-    scores, condition, number = node.args
-    return _hidden(found, "fill", condition, number, scores)
-
-
-def _chosen(gm: fx.GraphModule, node: Any, found: _Scores) -> Any:
-    condition, scores, number = node.args
-    return _hidden(found, "keep", condition, _number(gm, number), scores)
-
-
-def _hidden(found: _Scores, kind: str, condition: Any, number: float | None, scores: Any) -> Any:
-    if number is None or number > HIDDEN or found.scale != 1:
-        return None
-    found.masks.insert(0, (kind, condition, float(number)))
-    return scores
-
-
-def _bounded(gm: fx.GraphModule, node: Any, found: _Scores) -> Any:
-    number = _number(gm, node.args[1])
-    return node.args[0] if number is not None and number <= HIDDEN else None  # no finite score is less
-
-
-# Each returns the scores that a call reads, or None where the call is none that attention has.
-STEPS: dict[Any, Callable[[fx.GraphModule, Any, _Scores], Any]] = {
-    aten.mul.Tensor: _scaled,
-    aten.div.Tensor: _scaled,
-    aten.add.Tensor: _added,
-    aten.masked_fill.Scalar: _filled,
-    aten.where.self: _chosen,
-    aten.max.other: _bounded,
-}
-
-
-def _number(gm: fx.GraphModule, node: Any) -> float | None:
-    """Return the number that a tensor without axes is."""
-    if edit.is_constant(node) and edit.get_tensor(gm, node).numel() == 1:
-        return float(edit.get_tensor(gm, node))
-    if isinstance(node, fx.Node) and node.target in (aten.full.default, aten.scalar_tensor.default):
-        number = node.args[1] if node.target is aten.full.default else node.args[0]
-        return float(number) if isinstance(number, int | float) and sizes(node) == () else None
-    return None
-
-
-def _has_product(node: Any) -> bool:
-    """Say whether a product of two activations is behind a chain of calls on scores."""
-    while isinstance(node, fx.Node) and node.target is not MATMUL:
-        node = node.args[1] if node.target is aten.where.self else node.args[0] if node.args else None
-        if isinstance(node, fx.Node) and node.target is aten.softmax.int:
-            return False
-    return isinstance(node, fx.Node)
 
 
 def _swapped(before: fx.Node, key: Any) -> Any:
@@ -209,7 +94,7 @@ def _merged(before: fx.Node, parted: Any, value: Any) -> list[Any]:
     return [-1, computed(before, aten.sym_size.int, (parted, 2)), (sizes(value) or (None,))[-1]]
 
 
-def _mask(before: fx.Node, scores: _Scores, made: dict[Any, Any]) -> Any:
+def _mask(before: fx.Node, scores: Scores, made: dict[Any, Any]) -> Any:
     """Return the sum of the masks, or None; with heads apart where the scores are parted."""
     merged = any(len(sizes(node) or ()) == 3 for _, node, _ in scores.masks)
     key = (tuple(scores.masks), scores.split if merged else None)
@@ -218,11 +103,13 @@ def _mask(before: fx.Node, scores: _Scores, made: dict[Any, Any]) -> Any:
     return made[key]
 
 
-def _sum(before: fx.Node, scores: _Scores) -> Any:
+def _sum(before: fx.Node, scores: Scores) -> Any:
     total = None
     for kind, node, number in scores.masks:
         mask = node
-        if kind != "add":
+        if kind == "add" and number != 1:
+            mask = computed(before, aten.mul.Tensor, (node, number))
+        elif kind != "add":
             hidden = node if kind == "fill" else computed(before, aten.logical_not.default, (node,))
             mask = computed(before, aten.where.Scalar, (hidden, number, 0.0))
         if scores.split is not None and len(sizes(mask) or ()) == 3:

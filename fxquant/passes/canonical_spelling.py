@@ -4,6 +4,7 @@
 - a change of dtype alone: every `to`, `_to_copy` and `type_as` becomes `to.dtype`
 - a transposed matrix: `t`, `numpy_T` of two dimensions become `transpose(0, 1)`
 - a matrix product: `mm`, `bmm` become `matmul`
+- an operator of two names, such as `concat` and `cat`, has one
 """
 
 from collections.abc import Callable
@@ -36,6 +37,9 @@ class UnifySpelling:
         spellers = SPELLERS if has_mutation(gm) else {**SPELLERS, **CASTS}
         count = 0
         for node in list(gm.graph.nodes):
+            if node.target in SYNONYMS:
+                node.target = SYNONYMS[node.target]
+                count += 1
             found = spellers[node.target](node) if node.op == "call_function" and node.target in spellers else None
             if found is not None:
                 substitute(node, *found)
@@ -57,6 +61,25 @@ def _transpose(node: fx.Node) -> Respelled | None:
     return (aten.transpose.int, (node.args[0], 0, 1)) if len(sizes(node) or ()) == 2 else None
 
 
+def _swap(node: fx.Node) -> Respelled:
+    return aten.transpose.int, node.args
+
+
+def _matrix_transpose(node: fx.Node) -> Respelled | None:
+    """Spell a conjugate transpose, too, which for real numbers conjugates nothing."""
+    dtype = dtype_of(node)
+    real = dtype is not None and not dtype.is_complex and len(sizes(node) or ()) >= 2
+    return (aten.transpose.int, (node.args[0], -2, -1)) if real else None
+
+
+def _softmax(node: fx.Node) -> Respelled:
+    return aten.softmax.int, (*node.args, *node.kwargs.values())
+
+
+def _square(node: fx.Node) -> Respelled:
+    return aten.pow.Tensor_Scalar, (node.args[0], 2)
+
+
 def _matmul(node: fx.Node) -> Respelled:
     return aten.matmul.default, (node.args[0], node.args[1])
 
@@ -76,6 +99,16 @@ def _stays_in_place(node: fx.Node) -> bool:
     return (before.device, before.layout) == (after.device, after.layout)
 
 
+# What torch offers by a second name, of which export keeps the one that the model's code used.
+_NAMES = {"concat": "cat", "concatenate": "cat", "multiply": "mul", "divide": "div", "true_divide": "div"}
+_NAMES |= {"subtract": "sub", "negative": "neg", "absolute": "abs", "clip": "clamp", "linalg_matmul": "matmul"}
+_NAMES |= {"greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne"}
+_NAMES |= {"special_erf": "erf", "special_expit": "sigmoid"}
+SYNONYMS = {
+    getattr(getattr(aten, second), overload): getattr(getattr(aten, first), overload)
+    for second, first in _NAMES.items()
+    for overload in set(getattr(aten, second).overloads()) & set(getattr(aten, first).overloads())
+}
 SPELLERS: dict[Any, Speller] = {
     aten.view.default: _reshape,
     aten._unsafe_view.default: _reshape,
@@ -83,6 +116,13 @@ SPELLERS: dict[Any, Speller] = {
     aten.reshape_as.default: _reshape_as,
     aten.t.default: _transpose,
     aten.numpy_T.default: _transpose,
+    aten.swapaxes.default: _swap,
+    aten.swapdims.default: _swap,
+    aten.mT.default: _matrix_transpose,
+    aten.mH.default: _matrix_transpose,
+    aten.adjoint.default: _matrix_transpose,
+    aten.special_softmax.default: _softmax,
+    aten.square.default: _square,
     aten.mm.default: _matmul,
     aten.bmm.default: _matmul,
 }

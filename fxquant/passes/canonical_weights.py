@@ -32,6 +32,7 @@ MAKERS = {
     aten.squeeze.dim,
     aten.to.dtype,
     aten.unbind.int,
+    aten.unsqueeze.default,
 }
 
 

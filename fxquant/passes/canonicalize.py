@@ -18,6 +18,7 @@ from fxquant.passes.canonical_bias import FoldBias
 from fxquant.passes.canonical_constants import FoldConstants
 from fxquant.passes.canonical_conv import PointwiseToLinear
 from fxquant.passes.canonical_duplicates import MergeDuplicates
+from fxquant.passes.canonical_einsum import EinsumToProducts
 from fxquant.passes.canonical_experts import GroupExperts
 from fxquant.passes.canonical_flatten import LiftFlattening
 from fxquant.passes.canonical_inplace import Functionalize
@@ -52,6 +53,7 @@ CANONICAL = Pipeline(
         FoldWeights(),
         GroupExperts(),
         PointwiseToLinear(),
+        EinsumToProducts(),
         ProductsToLinear(),
         FoldBias(),
         LiftFlattening(),

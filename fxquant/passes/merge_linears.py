@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo, marks
+from fxquant.kernels import layout
 from fxquant.passes.claims import hand_over
 
 SLICE = torch.ops.aten.slice.Tensor
@@ -112,6 +113,8 @@ def _merge(gm: fx.GraphModule, group: list[fx.Node]) -> None:
         for name, value in calls[0].items()
         if name in PER_COLUMN and value is not None
     }
+    for name, constant in joined.items():
+        layout.join(gm, [call[name] for call in calls], constant)
     rooms = [_room(gm, call) for call in calls]
     args = tuple((calls[0] | joined | _counts(calls, rooms)).values())
     with gm.graph.inserting_before(first):

@@ -189,17 +189,15 @@ def test_a_peer_computes_the_model_in_int8(package, name, script, context):
 
 
 def test_costs_are_taken_in_processes_of_their_own(script, tiny, tmp_path, capsys):
-    tables = ["--tables", "seconds", "memory", "--length", "32", "--json", str(tmp_path / "found.json")]
+    tables = ["--tables", "seconds", "--length", "32", "--json", str(tmp_path / "found.json")]
     script("cpu_costs").main([*QUICK, "--folder", tiny, *tables])
     out = capsys.readouterr().out
     assert "met: below 5" in out
     found = json.loads((tmp_path / "found.json").read_text())["minilm"]
     assert set(found["seconds"]) == {"capture", "prepare", "convert", "lower", "first call"}
-    ours = found["memory"]["fxquant dynamic"]
-    assert 50 < ours["imported"] < ours["loaded"] <= ours["peak"]
 
 
-def test_latencies_of_an_artifact_are_those_of_its_shapes(script, context, tmp_path):
+def test_latencies_and_memory_of_an_artifact(script, context, tmp_path):
     import fxquant as fxq
 
     captured = context.subject.material.captured
@@ -208,3 +206,5 @@ def test_latencies_of_an_artifact_are_those_of_its_shapes(script, context, tmp_p
     found = script("cost_roles").latencies(spec | {"shapes": [(1, 16), (3, 8)]})
     assert set(found) == {"1x16", "3x8"}
     assert min(found.values()) > 0
+    found = script("cost_roles").memory_of_fxquant(spec | {"shape": (3, 8)})
+    assert 50 < found["imported"] <= found["loaded"] <= found["peak"]

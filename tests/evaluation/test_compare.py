@@ -1,8 +1,10 @@
 import json
 import math
 
+import captured
 import pytest
 import torch
+from generative import seq2seq_inputs
 from models import MLP, bert, encoder_inputs, mlp
 from torch import nn
 
@@ -291,3 +293,31 @@ def test_cosine_of_sums(reference, candidate, cosine):
     sums = ErrorSums()
     sums.add(torch.tensor(reference), torch.tensor(candidate))
     assert sums.cosine == pytest.approx(cosine)
+
+
+@pytest.fixture(scope="module")
+def marian():
+    return captured.program("marian")
+
+
+def test_graphs_of_a_program_are_compared_one_by_one(marian):
+    """Noise in the encoder is none of the decoder's, which gets what the reference's encoder gives."""
+    noisy = {**marian.graphs, "encoder": with_noise(marian.graphs["encoder"], "model.encoder.layers.0.fc1.weight", 0.1)}
+    found = fxq.compare(marian, fxq.Program(noisy, marian.adapter), [seq2seq_inputs("marian")])
+    off = {row.module_path for row in found.rows if row.sqnr < math.inf}
+    assert "model.encoder.layers.0.fc1" in off and all(path.startswith("model.encoder.") for path in off)
+    assert any(row.module_path.startswith("model.decoder.") for row in found.rows)
+    assert sum(row.share for row in found.rows) == pytest.approx(1, abs=0.01)
+    assert {each.name: each.sqnr < math.inf for each in found.outputs} == {
+        "encoder.last_hidden_state": True,
+        "step.logits": False,
+    }
+
+
+def test_programs_of_other_graphs_are_refused(marian):
+    with pytest.raises(
+        DataError, match="the reference is a program of encoder, cross, step, and the candidate of forwa"
+    ):
+        fxq.compare(marian, fxq.Program({"forward": marian.graphs["encoder"]}), BATCHES)
+    with pytest.raises(FxQuantError, match="candidate is Program: expected a graph from fxquant"):
+        fxq.compare(marian.graphs["encoder"], marian, BATCHES)

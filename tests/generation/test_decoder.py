@@ -1,3 +1,4 @@
+import captured
 import pytest
 import torch
 from generative import DECODERS, decoder, generating, prompts
@@ -10,7 +11,7 @@ from fxquant.errors import CaptureError
 def test_tokens_are_those_of_the_model(name):
     """Greedy and by beams, with left padding; prompt and tokens go beyond the window of those that have one."""
     model, inputs = decoder(name), prompts()
-    program = fxq.capture_generation(model, inputs)
+    program = captured.program(name)
     for options in ({}, {"num_beams": 3, "num_return_sequences": 2}):
         expected = generating(model.generate, inputs, **options)
         assert torch.equal(generating(program.generate, inputs, **options), expected), options

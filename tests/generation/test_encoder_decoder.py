@@ -1,3 +1,4 @@
+import captured
 import pytest
 import torch
 import transformers
@@ -14,14 +15,14 @@ def source_of(inputs):
 @pytest.fixture(scope="module")
 def t5():
     model = encoder_decoder("t5")
-    return model, fxq.capture_generation(model, seq2seq_inputs("t5"))
+    return model, captured.program("t5")
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_tokens_are_those_of_the_model(name):
     """Greedy and by beams, with padding in the source."""
     model, inputs = encoder_decoder(name), seq2seq_inputs(name)
-    program = fxq.capture_generation(model, inputs)
+    program = captured.program(name)
     assert list(program.graphs) == ["encoder", "cross", "step"]
     for options in ({}, {"num_beams": 3}):
         expected = generating(model.generate, source_of(inputs), **options)
@@ -78,11 +79,23 @@ def test_calls_as_the_model(t5):
     assert type(program.generator.get_encoder()(**source_of(inputs))) is type(outputs)
 
 
+def test_a_source_alone_is_an_example():
+    """The target starts as generation does; the model must state how."""
+    model, source = encoder_decoder("marian"), source_of(seq2seq_inputs("marian"))
+    program = fxq.capture_generation(model, {"input_ids": source["input_ids"]})
+    assert torch.equal(generating(program.generate, source), generating(model.generate, source))
+    model.generation_config.decoder_start_token_id = model.generation_config.bos_token_id = None
+    with pytest.raises(
+        CaptureError, match="holds no 'decoder_input_ids', and the model states no token to start with:"
+    ):
+        fxq.capture_generation(model, source)
+
+
 def test_what_the_graphs_do_not_take(t5):
     model, program = t5
     inputs = seq2seq_inputs("t5")
-    with pytest.raises(CaptureError, match="example_inputs holds no 'decoder_input_ids'; generation takes 'input_ids'"):
-        fxq.capture_generation(model, source_of(inputs))
+    with pytest.raises(CaptureError, match="example_inputs holds no 'input_ids'; generation takes 'input_ids', 'atten"):
+        fxq.capture_generation(model, {"decoder_input_ids": inputs["decoder_input_ids"]})
     with pytest.raises(InputError, match="decoder_input_ids are a NoneType: expected a tensor of token ids"):
         program(**source_of(inputs))
     with pytest.raises(InputError, match="input_ids are a NoneType: expected a tensor, as in capture"):

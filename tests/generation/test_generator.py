@@ -1,5 +1,6 @@
 import copy
 
+import captured
 import pytest
 import torch
 import transformers
@@ -12,8 +13,7 @@ from fxquant.graph import edit
 
 @pytest.fixture(scope="module")
 def llama():
-    model = decoder("llama")
-    return model, fxq.capture_generation(model, prompts())
+    return decoder("llama"), captured.program("llama")
 
 
 @pytest.fixture(scope="module")

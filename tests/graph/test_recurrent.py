@@ -10,20 +10,25 @@ def tensors(value):
     return [value] if isinstance(value, torch.Tensor) else [leaf for each in value for leaf in tensors(each)]
 
 
-@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"bidirectional": True, "num_layers": 2}, {"batch_first": True, "bias": False}, {"num_layers": 3}],
-    ids=["plain", "two ways", "batch first", "three layers"],
-)
-def test_equals_the_layer_with_and_without_states(cls, options):
+KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
+CASES = [
+    *(("LSTM", {}), ("GRU", {}), ("RNN", {}), ("RNN", {"nonlinearity": "relu"})),
+    *((kind, {"bidirectional": True, "num_layers": 2}) for kind in KINDS),
+    *((kind, {"batch_first": True, "bias": False}) for kind in KINDS),
+    ("LSTM", {"num_layers": 3}),
+    ("LSTM", {"proj_size": 2, "bidirectional": True, "num_layers": 2}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES, ids=[f"{kind} {' '.join(options)}" for kind, options in CASES])
+def test_equals_the_layer_with_and_without_states(kind, options):
     torch.manual_seed(0)
-    own = cls(3, 5, **options).eval()
+    own = KINDS[kind](3, 5, **options).eval()
     steps = unrolled(own)
     x = torch.randn(4, 6, 3)
     count = own.num_layers * (2 if own.bidirectional else 1)
     state = torch.randn(count, 4 if own.batch_first else 6, 5)
-    states = (state, -state) if cls is nn.LSTM else state
+    states = (state[..., : own.proj_size or 5], -state) if kind == "LSTM" else state
     with torch.no_grad():
         for args in ((x,), (x, states), (x[0],)):
             expected, found = own(*args), steps(*args)
@@ -40,6 +45,5 @@ def test_shares_the_weights_and_takes_packed_sequences_as_they_are():
     assert torch.equal(steps(packed)[0].data, own(packed)[0].data)
 
 
-@pytest.mark.parametrize("module", [nn.LSTM(4, 6, proj_size=3), nn.Linear(2, 2), nn.RNN(2, 2)], ids=str)
-def test_other_modules_are_not_unrolled(module):
-    assert unrolled(module) is None
+def test_other_modules_are_not_unrolled():
+    assert unrolled(nn.LSTMCell(2, 2)) is None

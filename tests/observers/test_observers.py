@@ -28,7 +28,7 @@ def same(left, right):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "minmaxx"}, r"unknown observer 'minmaxx': did you mean 'minmax'\? Known: histogram, minmax, moving_"),
+        ({"name": "minmaxx"}, r"unknown observer 'minmaxx': did you mean 'minmax'\? Known: histogram, least_squares, "),
         ({"options": [("bins", 9)]}, r"observer 'minmax' has no option 'bins': Known: \(none\)"),
         (
             {"name": "histogram", "options": [("bin", 512)]},

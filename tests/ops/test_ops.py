@@ -96,6 +96,9 @@ PRODUCTS = {
     "conv1d": (nn.Conv1d(4, 6, 3), (torch.randn(2, 4, 9),)),
     "conv2d": (nn.Conv2d(4, 6, 3, groups=2), (torch.randn(2, 4, 9, 9),)),
     "conv3d": (nn.Conv3d(4, 6, 3), (torch.randn(2, 4, 5, 5, 5),)),
+    "conv_transpose1d": (nn.ConvTranspose1d(4, 6, 3), (torch.randn(2, 4, 9),)),
+    "conv_transpose2d": (nn.ConvTranspose2d(4, 6, 3, groups=2), (torch.randn(2, 4, 9, 9),)),
+    "conv_transpose3d": (nn.ConvTranspose3d(4, 6, 3), (torch.randn(2, 4, 5, 5, 5),)),
 }
 
 

@@ -164,7 +164,8 @@ def test_a_guard_is_a_reason():
 
 
 def test_no_gemm_of_a_packaged_backend_is_without_a_rule():
-    products = nn.ModuleList([nn.Conv1d(3, 4, 2), nn.Conv2d(3, 4, 2), nn.Conv3d(3, 4, 2)])
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    products = nn.ModuleList([kind(3, 4, 2) for kind in kinds])
 
     class Products(nn.Module):
         def __init__(self):
@@ -172,9 +173,9 @@ def test_no_gemm_of_a_packaged_backend_is_without_a_rule():
             self.convs = products
 
         def forward(self, x, y):
-            a = torch.matmul(x, y) + torch.bmm(x, y) + torch.baddbmm(x, x, y)
+            a = torch.matmul(x, y) + torch.bmm(x, y) + torch.baddbmm(x, x, y) + torch.einsum("bij,bjk->bki", x, y)
             b = functional.scaled_dot_product_attention(x, y, y)
-            return a, b, *(conv(torch.ones(1, *[3] * (n + 2))) for n, conv in enumerate(self.convs))
+            return a, b, *(conv(torch.ones(1, *[3] * (n % 3 + 2))) for n, conv in enumerate(self.convs))
 
     for backend in ("reference", "x86"):
         gm = annotated(Products(), torch.randn(2, 4, 4), torch.randn(2, 4, 4), backend=backend)

@@ -30,7 +30,19 @@ def test_transposes_between_linears_and_norms_go():
     assert_same(gm, changed, X, units=16)
 
 
-@pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 1}, {"groups": 2}], ids=["stride", "padding", "groups"])
+def test_groups_are_linears_on_their_columns():
+    x, weight = torch.randn(2, 32, 5), torch.randn(16, 16, 1)
+    gm = before("pointwise_to_linear", lambda x, w, b: conv1d(x, w, b, groups=2), x, w=weight, b=torch.randn(16))
+    changed, count = after("pointwise_to_linear", gm)
+    assert (
+        count == 1 and targets(changed).count(aten.linear.default) == 2 and aten.conv1d.default not in targets(changed)
+    )
+    assert_same(gm, changed, torch.randn(3, 32, 9), units=16)
+
+
+@pytest.mark.parametrize(
+    "options", [{"stride": 2}, {"padding": 1}, {"groups": 2}], ids=["stride", "padding", "narrow-groups"]
+)
 def test_other_convolutions_stay(options):
     weight = W[:, :3] if "groups" in options else W
     gm = before("pointwise_to_linear", lambda x, w, b: conv1d(x, w, b, **options), X, w=weight, b=B)

@@ -8,6 +8,7 @@ import torch
 import transformers
 from captured import captured, converted
 from golden import check_golden
+from graphs import Call
 from torch import nn
 from torch.nn import functional
 
@@ -21,20 +22,10 @@ from fxquant.passes.attention_spelling import SDPA
 from fxquant.passes.canonicalize import canonicalize
 from fxquant.passes.fuse_attention import ATTENTION, FuseAttention
 
+pytestmark = pytest.mark.usefixtures("float32_products")
 aten = torch.ops.aten
 attend = functional.scaled_dot_product_attention
 LAYOUT = {aten.transpose.int, aten.permute.default, aten.reshape.default, aten.unflatten.int, aten.expand.default}
-
-
-@pytest.fixture(autouse=True)
-def float32_products():
-    """Hold the kernels to float32, so that results can be compared closely."""
-    if not native.available():
-        pytest.skip("the C++ kernels are not available, so attention is not fused")
-    before = native.use_isa("")
-    native.use_isa("avx2")
-    yield
-    native.use_isa(before)
 
 
 def graphs(model, inputs):
@@ -188,15 +179,6 @@ GROUPS = {
     "broadcast": lambda q, k: attend(q, k[:, :1], k[:, :1]),
     "repeated, the values otherwise": lambda q, k: attend(q, repeated(k, 2), repeated(k.relu(), 2).sin()),
 }
-
-
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs):
-        return self.function(*inputs)
 
 
 @pytest.mark.parametrize(("case", "kv_heads"), list(zip(GROUPS, (2, 2, 1, 1, 4), strict=True)))

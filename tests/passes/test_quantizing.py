@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 import fxquant as fxq
+from fxquant import observers
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
 from fxquant.numerics import choose_qparams, fake_quantize
@@ -118,11 +119,12 @@ def test_groups_of_a_weight_become_integers(dtype, symmetric):
     packed, form = dtype.endswith("4"), torch.uint8 if dtype.startswith("u") else torch.int8
     assert (stored[""].shape, stored[""].dtype) == ((12, 4 if packed else 8), torch.uint8 if packed else form)
     assert (stored["_zero_point"].shape, stored["_zero_point"].dtype) == (() if symmetric else (12, 2), form)
-    spec = QuantSpec(dtype=dtype, granularity="per-group", group_size=5, symmetric=symmetric)
+    spec = QuantSpec(dtype=dtype, granularity="per-group", group_size=5, symmetric=symmetric, observer="least_squares")
     expected = Chain().eval()
     for layer in (expected.first, expected.second):
-        weight = layer.weight.detach()
-        layer.weight = nn.Parameter(fake_quantize(weight, choose_qparams(weight, spec), spec))
+        observer = observers.create(spec)
+        weight = observer(layer.weight.detach())
+        layer.weight = nn.Parameter(fake_quantize(weight, observer.qparams(), spec))
     torch.testing.assert_close(gm(x(1)), expected(x(1)))
 
 

@@ -15,24 +15,13 @@ from torch.nn import functional
 import fxquant as fxq
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
-from fxquant.kernels.x86 import native
 from fxquant.passes.attention_spelling import SDPA
 from fxquant.passes.canonicalize import canonicalize
 from fxquant.passes.fuse_attention import ATTENTION, FuseAttention
 from fxquant.passes.simplify_masks import SimplifyMasks
 
+pytestmark = pytest.mark.usefixtures("float32_products")
 LEAST = torch.finfo(torch.float32).min
-
-
-@pytest.fixture(autouse=True)
-def float32_products():
-    """Hold the kernels to float32, so that results can be compared closely."""
-    if not native.available():
-        pytest.skip("the C++ kernels are not available, so attention is not fused")
-    before = native.use_isa("")
-    native.use_isa("avx2")
-    yield
-    native.use_isa(before)
 
 
 def small(model_class, config_class, **changes):

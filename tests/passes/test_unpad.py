@@ -17,7 +17,7 @@ from fxquant.errors import ArtifactError, ConfigError, FxQuantWarning
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
 from fxquant.passes.narrow_attention import NarrowAttention
-from fxquant.stages import portable
+from fxquant.portable import portable
 
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 1, 0]])
 MASKS = {

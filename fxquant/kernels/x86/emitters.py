@@ -16,6 +16,7 @@ from fxquant.kernels.emit import (
     weight_only_refusal,
 )
 from fxquant.kernels.int4 import unpack_int4
+from fxquant.kernels.layout import Source
 from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import QUANTIZERS, emitter
 from fxquant.kernels.x86 import attention, dynamic, grouped, linear, native, weight_only
@@ -120,7 +121,7 @@ def _packed_weight(site: Site, weight: Operand) -> tuple[fx.Node, fx.Node, fx.No
     assert weight.scale is not None, "a claimed weight is quantized"
     integers = edit.get_tensor(site.gm, _integers(weight))
     name = str(_integers(weight).target)
-    packed = site.constant(f"{name}_packed", lambda: pack(integers))
+    packed = site.constant(f"{name}_packed", lambda: pack(integers), Source(name, "x86_packed"))
     return packed, weight.scale, site.constant(f"{name}_sum", lambda: column_sums(integers))
 
 
@@ -133,7 +134,8 @@ def _weight_in_columns(site: Site, weight: Operand) -> tuple[fx.Node, fx.Node, f
     def of_groups(parameter: fx.Node) -> Tensor:
         return weight_only.pack_parameter(edit.get_tensor(site.gm, parameter), shape, spec)
 
-    packed = site.constant(name, lambda: weight_only.pack(_values(site.gm, node), spec))
+    source = Source(str(stored(node).target), "x86_columns", weight_only.layout_arguments(spec, shape))
+    packed = site.constant(name, lambda: weight_only.pack(_values(site.gm, node), spec), source)
     scales = site.constant(f"{name}_scale", lambda: of_groups(scale))
     zeros = None if spec.symmetric else site.constant(f"{name}_zero_point", lambda: of_groups(zero_point))
     return packed, scales, zeros

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxquant.kernels import qdq
+from fxquant.kernels.layout import LAYOUTS
 from fxquant.kernels.library import define
 from fxquant.kernels.reference import embedding as reference_embedding
 from fxquant.kernels.reference import linear as reference
@@ -24,7 +25,8 @@ DEEPEST = 33025
 def pack(weight: Tensor) -> Tensor:
     """Return an int8 weight (N, K) in blocks [N/64, K/4, 64, 4]."""
     n, k = weight.shape
-    padded = functional.pad(weight, (0, -k % DEPTH, 0, -n % COLUMNS))
+    beyond = (0, -k % DEPTH, 0, -n % COLUMNS)
+    padded = functional.pad(weight, beyond) if any(beyond) else weight  # `pad` copies also where it adds nothing
     blocks = padded.reshape(padded.shape[0] // COLUMNS, COLUMNS, padded.shape[1] // DEPTH, DEPTH)
     return blocks.permute(0, 2, 1, 3).contiguous()
 
@@ -35,9 +37,16 @@ def unpack(packed: Tensor, n: int, k: int) -> Tensor:
     return packed.permute(0, 2, 1, 3).reshape(blocks * COLUMNS, depths * DEPTH)[:n, :k].contiguous()
 
 
+@LAYOUTS.register("x86_packed")
+def _plain(packed: Tensor, like: Tensor) -> Tensor:
+    """Return the weight that `pack` took, of the shape of `like`."""
+    return unpack(packed, *like.shape)
+
+
 def column_sums(weight: Tensor) -> Tensor:
     """Return Σ_k weight[n, k] as int32 (N,), which the zero point of the activations is multiplied with."""
-    return weight.sum(dim=1, dtype=torch.int32)
+    # torch sums a copy in int32: of some rows at a time it is small
+    return torch.cat([rows.sum(dim=1, dtype=torch.int32) for rows in torch.split(weight, 4 * COLUMNS)])
 
 
 def linear_dynamic_int8(

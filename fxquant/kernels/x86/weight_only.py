@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxquant.kernels.int4 import pack_int4, unpack_int4
+from fxquant.kernels.layout import LAYOUTS
 from fxquant.kernels.library import define
 from fxquant.kernels.reference import embedding as reference_embedding
 from fxquant.kernels.reference import linear as reference_linear
@@ -52,10 +53,26 @@ def pack_parameter(value: Tensor, shape: tuple[int, ...], spec: QuantSpec) -> Te
     return _by_columns(parameter.reshape(*value.shape, *(1,) * (2 - value.ndim)).expand(n, groups))
 
 
+def layout_arguments(spec: QuantSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what `_plain` has to know of a weight of `shape` (N, K)."""
+    return shape[1], group_size(spec, shape[1]), _middle(spec)
+
+
+@LAYOUTS.register("x86_columns")
+def _plain(packed: Tensor, like: Tensor, depth: int, group: int, middle: int) -> Tensor:
+    """Return the weight that `pack` took, as Q/DQ graphs store it: two values a byte where they have 4 bits."""
+    codes = unpack(packed, len(like), depth, group)
+    values = (codes.to(torch.int16) + middle).to(torch.uint8 if middle else torch.int8)
+    return pack_int4(values) if packed.dtype is torch.uint8 else values
+
+
 def _signed(integers: Tensor, spec: QuantSpec) -> Tensor:
     """Return integers, or their zero point, as int8 around 0: 8 or 128 less where the format has no sign."""
-    middle = 0 if spec.format.signed else (spec.format.maximum + 1) // 2
-    return (integers.to(torch.int16) - middle).to(torch.int8)
+    return (integers.to(torch.int16) - _middle(spec)).to(torch.int8)
+
+
+def _middle(spec: QuantSpec) -> int:
+    return 0 if spec.format.signed else (spec.format.maximum + 1) // 2
 
 
 def _by_columns(rows: Tensor) -> Tensor:

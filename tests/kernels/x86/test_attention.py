@@ -1,13 +1,14 @@
 """Attention on each instruction set against softmax in float64; what it may depend on, and what it refuses."""
 
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from instruction_sets import using
 from torch.nn import functional
 
 import fxquant.kernels
@@ -24,20 +25,6 @@ features = st.sampled_from([1, 3, 8, 15, 16, 17, 32, 40, 48, 64])
 MASKS = ["none", "padding", "bool", "float", "bool over heads", "one row for all", "transposed"]
 
 
-@contextmanager
-def using(name):
-    """Use an instruction set of the C++ kernels, where they could be built and the CPU has it."""
-    if not native.available():
-        pytest.skip("the C++ kernels are not available")
-    before = native.use_isa("")
-    try:
-        native.use_isa(name)
-    except RuntimeError:
-        pytest.skip(f"this CPU has no {name}")
-    yield op
-    native.use_isa(before)
-
-
 @pytest.fixture(params=[*NATIVE, "python"])
 def each(request):
     """Run the test on each instruction set, and on the implementation in Python."""
@@ -45,8 +32,8 @@ def each(request):
         with using("avx2") if native.available() else nullcontext():
             yield attention.attention
     else:
-        with using(request.param) as kernel:
-            yield kernel
+        with using(request.param):
+            yield op
 
 
 @pytest.fixture(autouse=True)
@@ -165,8 +152,8 @@ class TestDependsOnLiveKeysOnly:
 
     @pytest.fixture(params=NATIVE)
     def each(self, request):
-        with using(request.param) as kernel:
-            yield kernel
+        with using(request.param):
+            yield op
 
     @examples
     @given(

@@ -1,16 +1,14 @@
 """Attention with a cache and rotary embeddings: each instruction set against Python, and caches that grow in place."""
 
 import itertools
-from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from instruction_sets import using
 
-from fxquant.kernels.x86 import native
 from fxquant.kernels.x86.cached_attention import cached_attention
-from fxquant.kernels.x86.isa import NATIVE
 from fxquant.kernels.x86.rotary import rotary
 
 op, rotate = torch.ops.fxquant.x86_cached_attention.default, torch.ops.fxquant.x86_rotary.default
@@ -18,23 +16,9 @@ examples = settings(deadline=None, max_examples=30, suppress_health_check=[Healt
 FEW = 8  # queries that read keys as they lie
 
 
-@contextmanager
-def using(name):
-    if not native.available():
-        pytest.skip("the C++ kernels are not available")
-    before = native.use_isa("")
-    try:
-        native.use_isa(name)
-    except RuntimeError:
-        pytest.skip(f"this CPU has no {name}")
-    yield
-    native.use_isa(before)
-
-
-@pytest.fixture(params=NATIVE)
-def isa(request):
-    with using(request.param):
-        yield request.param
+@pytest.fixture
+def isa(native_isa):
+    return native_isa
 
 
 @pytest.fixture

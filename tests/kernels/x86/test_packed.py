@@ -22,20 +22,6 @@ examples = settings(deadline=None, max_examples=40, suppress_health_check=[Healt
 batches = st.sampled_from([(), (0,), (1,), (2,), (5,), (6,), (7,), (3, 4), (97,)])
 
 
-@pytest.fixture(params=NATIVE)
-def each_isa(request):
-    """Run the test on an instruction set of the C++ kernels, where they could be built and the CPU has it."""
-    if not native.available():
-        pytest.skip("the C++ kernels are not available")
-    before = native.use_isa("")
-    try:
-        native.use_isa(request.param)
-    except RuntimeError:
-        pytest.skip(f"this CPU has no {request.param}")
-    yield request.param
-    native.use_isa(before)
-
-
 def layer(n, k, seed):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, generator=generator)
@@ -77,7 +63,7 @@ def test_packing_is_the_documented_permutation():
 @given(
     batches, st.integers(1, 70), st.integers(1, 140), st.sampled_from(ACTIVATIONS), st.booleans(), st.integers(0, 99)
 )
-def test_dynamic_equals_the_reference(each_isa, scheme, batch, k, n, activation, full, seed):
+def test_dynamic_equals_the_reference(native_isa, scheme, batch, k, n, activation, full, seed):
     weight, scale, bias = layer(n, k, seed)
     x = torch.randn(*batch, k, generator=torch.Generator().manual_seed(seed)) * 3 + 1
     residual = torch.randn(*batch, n) if full else None
@@ -93,7 +79,7 @@ def test_dynamic_equals_the_reference(each_isa, scheme, batch, k, n, activation,
 @given(
     batches, st.integers(1, 70), st.integers(1, 140), st.sampled_from(ACTIVATIONS), st.booleans(), st.integers(0, 99)
 )
-def test_static_equals_the_reference(each_isa, dtype, batch, k, n, activation, requantized, seed):
+def test_static_equals_the_reference(native_isa, dtype, batch, k, n, activation, requantized, seed):
     weight, scale, bias = layer(n, k, seed)
     info = torch.iinfo(dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -114,7 +100,7 @@ def test_static_equals_the_reference(each_isa, dtype, batch, k, n, activation, r
         assert_close(y, expected)
 
 
-def test_accumulators_are_exact_at_the_extremes(each_isa):
+def test_accumulators_are_exact_at_the_extremes(native_isa):
     """u8 255 times s8 ±127 over K = 4096 would saturate int16 in every pair."""
     k, n = 4096, 65
     weight = torch.full((n, k), 127, dtype=torch.int8)
@@ -128,7 +114,7 @@ def test_accumulators_are_exact_at_the_extremes(each_isa):
 
 @pytest.mark.parametrize("zero_point", [0, 1, 128, 255])
 @pytest.mark.parametrize("sign", [-127, 127])
-def test_sums_of_weights_are_exact_at_the_greatest_depth(each_isa, sign, zero_point):
+def test_sums_of_weights_are_exact_at_the_greatest_depth(native_isa, sign, zero_point):
     k = packed.DEEPEST
     weight = torch.full((5, k), sign, dtype=torch.int8)
     weight[1, ::2] = 0
@@ -140,7 +126,7 @@ def test_sums_of_weights_are_exact_at_the_greatest_depth(each_isa, sign, zero_po
     assert torch.equal(y, ((x.double() - zero_point) @ weight.double().t()).float())
 
 
-def test_a_deeper_weight_is_refused(each_isa):
+def test_a_deeper_weight_is_refused(native_isa):
     weight = torch.zeros(1, packed.DEEPEST + 1, dtype=torch.int8)
     arguments = (packed.pack(weight), torch.ones(()), packed.column_sums(weight), None, None, "none", *SCHEMES[0])
     with pytest.raises(RuntimeError, match="the weight has 33026 features; these kernels are exact up to 33025"):
@@ -153,7 +139,7 @@ def test_a_deeper_weight_is_refused(each_isa):
     st.sampled_from([1e-38, 1e-3, 1.0, 1e30]),
     st.integers(0, 99),
 )
-def test_quantize_is_bit_equal(each_isa, shape, magnitude, seed):
+def test_quantize_is_bit_equal(native_isa, shape, magnitude, seed):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * magnitude
     for arguments in (
         (torch.tensor(0.02), torch.tensor(131, dtype=torch.int32), 0, 255, torch.uint8),
@@ -164,28 +150,28 @@ def test_quantize_is_bit_equal(each_isa, shape, magnitude, seed):
 
 @examples
 @given(st.sampled_from([(0,), (1,), (2, 3)]), st.integers(1, 70), st.booleans(), st.integers(0, 99))
-def test_embedding_is_bit_equal(each_isa, shape, width, per_row, seed):
+def test_embedding_is_bit_equal(native_isa, shape, width, per_row, seed):
     table, scale, _ = layer(11, width, seed)
     indices = torch.randint(0, 11, shape, generator=torch.Generator().manual_seed(seed))
     arguments = (table, scale if per_row else scale[0], indices)
     assert torch.equal(ops.x86_rows_embedding_int8(*arguments), reference("embedding_int8", *arguments))
 
 
-def test_embedding_refuses_an_index_outside_the_table(each_isa):
+def test_embedding_refuses_an_index_outside_the_table(native_isa):
     table, scale, _ = layer(11, 4, 0)
     with pytest.raises(IndexError, match="index 11 is out of range for a table of 11"):
         ops.x86_rows_embedding_int8(table, scale, torch.tensor([3, 11]))
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 1e-40, 1e-6, 1e6, 1e37], ids=str)
-def test_dynamic_survives_extreme_rows(each_isa, magnitude):
+def test_dynamic_survives_extreme_rows(native_isa, magnitude):
     weight, scale, bias = layer(8, 12, 0)
     x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)) * magnitude
     arguments = (packed.pack(weight), scale, packed.column_sums(weight), bias, None, "none", *SCHEMES[0])
     assert_close(ops.x86_packed_linear_dynamic_int8(x, *arguments), reference("linear_dynamic_int8", x, *arguments))
 
 
-def test_strided_inputs(each_isa):
+def test_strided_inputs(native_isa):
     weight, scale, bias = layer(20, 16, 0)
     x = torch.randn(5, 32)[:, ::2]
     residual = torch.randn(20, 5).t()
@@ -195,7 +181,7 @@ def test_strided_inputs(each_isa):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_over_their_whole_range(each_isa, activation):
+def test_activations_over_their_whole_range(native_isa, activation):
     """One input feature of scale 1 lets any value reach the activation: the bias is the value."""
     values = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, -100.0, 100.0, 1e4, 0.0, -0.0])])
     weight = torch.zeros(len(values), 4, dtype=torch.int8)
@@ -206,21 +192,21 @@ def test_activations_over_their_whole_range(each_isa, activation):
     assert activation not in BIT_EQUAL or torch.equal(y, expected)
 
 
-def test_unknown_activation_is_refused(each_isa):
+def test_unknown_activation_is_refused(native_isa):
     weight, scale, _ = layer(8, 4, 0)
     arguments = (packed.pack(weight), scale, packed.column_sums(weight), None, None, "tanh", *SCHEMES[0])
     with pytest.raises(RuntimeError, match="unknown activation 'tanh'; known: none, relu"):
         ops.x86_packed_linear_dynamic_int8(torch.ones(1, 4), *arguments)
 
 
-def test_a_weight_of_another_depth_is_refused(each_isa):
+def test_a_weight_of_another_depth_is_refused(native_isa):
     weight, scale, _ = layer(8, 4, 0)
     arguments = (packed.pack(weight), scale, packed.column_sums(weight), None, None, "none", *SCHEMES[0])
     with pytest.raises(RuntimeError, match="x has 9 features"):
         ops.x86_packed_linear_dynamic_int8(torch.ones(1, 9), *arguments)
 
 
-def test_many_rows_on_two_threads_equal_one(each_isa):
+def test_many_rows_on_two_threads_equal_one(native_isa):
     weight, scale, bias = layer(256, 384, 0)
     x = torch.randn(211, 384)
     arguments = (packed.pack(weight), scale, packed.column_sums(weight), bias, None, "none", *SCHEMES[0])
@@ -247,7 +233,7 @@ def test_instruction_sets_agree_on_integers():
     assert all(torch.equal(results[0], other) for other in results)
 
 
-def test_ops_pass_opcheck(each_isa):
+def test_ops_pass_opcheck(native_isa):
     weight, scale, bias = layer(20, 16, 0)
     weights = (packed.pack(weight), scale, packed.column_sums(weight))
     dynamic = (torch.randn(3, 16), *weights, bias, None, "relu", *SCHEMES[0])
@@ -262,6 +248,6 @@ def test_ops_pass_opcheck(each_isa):
     torch.library.opcheck(ops.x86_rows_embedding_int8.default, (weight, scale, torch.tensor([1, 2])), test_utils=tests)
 
 
-def test_packed_tensors_are_plain(each_isa):
+def test_packed_tensors_are_plain(native_isa):
     weight, _, _ = layer(20, 16, 0)
     assert torch.equal(copy.deepcopy(packed.pack(weight)), packed.pack(weight))

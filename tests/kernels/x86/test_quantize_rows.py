@@ -5,8 +5,7 @@ import torch
 
 import fxquant.kernels
 from fxquant import numerics
-from fxquant.kernels.x86 import native, packed
-from fxquant.kernels.x86.isa import NATIVE
+from fxquant.kernels.x86 import packed
 from fxquant.spec import QuantSpec
 
 assert fxquant.kernels  # defines the ops
@@ -15,17 +14,7 @@ SCHEMES = [("uint8", False, "restricted"), ("uint8", True, "restricted"), ("int8
 SCHEMES += [("int8", True, "restricted"), ("int8", True, "full")]
 
 
-@pytest.fixture(params=NATIVE, autouse=True)
-def each_isa(request):
-    if not native.available():
-        pytest.skip("the C++ kernels are not available")
-    before = native.use_isa("")
-    try:
-        native.use_isa(request.param)
-    except RuntimeError:
-        pytest.skip(f"this CPU has no {request.param}")
-    yield
-    native.use_isa(before)
+pytestmark = pytest.mark.usefixtures("native_isa")
 
 
 @pytest.fixture(params=SCHEMES, ids=lambda scheme: "-".join(map(str, scheme)))

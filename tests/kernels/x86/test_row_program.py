@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import fxquant.kernels
-from fxquant.kernels.x86 import native, packed, row_program, weight_only
-from fxquant.kernels.x86.isa import NATIVE
+from fxquant.kernels.x86 import packed, row_program, weight_only
 from fxquant.numerics import choose_qparams, quantize
 from fxquant.spec import QuantSpec
 
@@ -26,18 +25,14 @@ leads = st.sampled_from([(), (0,), (1,), (2, 0), (5,), (3, 7), (2, 1, 9), (23,),
 widths = st.sampled_from([1, 3, 4, 5, 31, 32, 64, 65, 100])
 
 
-@pytest.fixture(params=NATIVE, autouse=True)
-def each_isa(request):
-    """Run the test on an instruction set of the C++ kernels, where they could be built and the CPU has it."""
-    if not native.available():
-        pytest.skip("the C++ kernels are not available")
-    before, threads = native.use_isa(""), torch.get_num_threads()
-    try:
-        native.use_isa(request.param)
-    except RuntimeError:
-        pytest.skip(f"this CPU has no {request.param}")
-    yield request.param
-    native.use_isa(before)
+pytestmark = pytest.mark.usefixtures("native_isa")
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Leave the number of threads as it was."""
+    threads = torch.get_num_threads()
+    yield
     torch.set_num_threads(threads)
 
 

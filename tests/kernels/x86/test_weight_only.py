@@ -10,7 +10,6 @@ from torch.nn import functional
 
 import fxquant.kernels
 from fxquant.kernels.x86 import native, weight_only
-from fxquant.kernels.x86.isa import NATIVE
 from fxquant.numerics import choose_qparams, dequantize, quantize
 from fxquant.spec import QParams, QuantSpec
 
@@ -23,20 +22,6 @@ depths = st.sampled_from([0, 1, 2, 3, 4, 7, 8, 9, 31, 33, 64, 70, 172])
 columns = st.sampled_from([0, 1, 3, 63, 64, 65, 130])
 groups = st.sampled_from([None, "tensor", 1, 3, 8, 32, 64, 100, 128])
 KINDS = [(dtype, symmetric) for dtype in ("int4", "uint4", "int8", "uint8") for symmetric in (True, False)]
-
-
-@pytest.fixture(params=NATIVE)
-def each_isa(request):
-    """Run the test on an instruction set of the C++ kernels, where they could be built and the CPU has it."""
-    if not native.available():
-        pytest.skip("the C++ kernels are not available")
-    before = native.use_isa("")
-    try:
-        native.use_isa(request.param)
-    except RuntimeError:
-        pytest.skip(f"this CPU has no {request.param}")
-    yield request.param
-    native.use_isa(before)
 
 
 def spec_of(dtype, symmetric, group):
@@ -83,7 +68,7 @@ def assert_near(y, expected, x, weight):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{'symmetric' if kind[1] else 'affine'}")
 @examples
 @given(batches, columns, depths, groups, st.sampled_from(ACTIVATIONS), st.booleans(), st.integers(0, 99))
-def test_equals_the_dequantized_layer(each_isa, kind, batch, n, k, group, activation, full, seed):
+def test_equals_the_dequantized_layer(native_isa, kind, batch, n, k, group, activation, full, seed):
     packed, shape, weight = layer(n, k, spec_of(*kind, group), seed)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(*batch, k, generator=generator) * 3 + 1
@@ -127,7 +112,7 @@ def test_packing_is_the_documented_order():
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{'symmetric' if kind[1] else 'affine'}")
-def test_integers_are_multiplied_exactly(each_isa, kind):
+def test_integers_are_multiplied_exactly(native_isa, kind):
     """Whole numbers and scales that are powers of two leave nothing to round."""
     n, k, size = 65, 40, 16
     spec = QuantSpec(dtype=kind[0], symmetric=kind[1], granularity="per-group", group_size=size)
@@ -147,7 +132,7 @@ def test_integers_are_multiplied_exactly(each_isa, kind):
 
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_row_is_the_same_alone_in_a_batch_and_with_threads(each_isa, dtype, threads):
+def test_a_row_is_the_same_alone_in_a_batch_and_with_threads(native_isa, dtype, threads):
     n, k = 320, 1024  # five blocks, which two threads share by rows where there are many
     packed, shape, _ = layer(n, k, spec_of(dtype, False, 32))
     x, bias = torch.randn(130, k, generator=torch.Generator().manual_seed(3)), torch.randn(n)
@@ -164,7 +149,7 @@ def test_a_row_is_the_same_alone_in_a_batch_and_with_threads(each_isa, dtype, th
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
 @pytest.mark.parametrize("magnitude", [0.0, 1e-42, 1e-30, 1e30, 1e37], ids=str)
-def test_extreme_rows(each_isa, dtype, symmetric, magnitude):
+def test_extreme_rows(native_isa, dtype, symmetric, magnitude):
     """Neither 127·x nor the sum of a group leaves float32 where the product with the weights stays in it."""
     packed, shape, weight = layer(70, 9, spec_of(dtype, symmetric, 4))
     x = torch.randn(7, 9, generator=torch.Generator().manual_seed(2)) * magnitude
@@ -175,7 +160,7 @@ def test_extreme_rows(each_isa, dtype, symmetric, magnitude):
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
-def test_nan_and_infinities_are_those_of_torch(each_isa, dtype, symmetric):
+def test_nan_and_infinities_are_those_of_torch(native_isa, dtype, symmetric):
     packed, shape, weight = layer(70, 9, spec_of(dtype, symmetric, 4))
     x = torch.randn(7, 9)
     x[1, 3], x[2, 8], x[3, 0], x[4, 1], x[4, 2] = float("inf"), -float("inf"), float("nan"), float("inf"), 2.0
@@ -186,7 +171,7 @@ def test_nan_and_infinities_are_those_of_torch(each_isa, dtype, symmetric):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_an_activation_of_the_first_columns(each_isa, activation):
+def test_an_activation_of_the_first_columns(native_isa, activation):
     (packed, scale, zero_point), shape, _ = layer(130, 24, spec_of("int4", False, 8))
     x, bias, residual = torch.randn(7, 24), torch.randn(130), torch.randn(7, 130)
     weight = (packed, scale, zero_point)
@@ -200,19 +185,19 @@ def test_an_activation_of_the_first_columns(each_isa, activation):
         op(x, *weight, bias, residual, activation, *shape, 60)
 
 
-def test_strided_activations(each_isa):
+def test_strided_activations(native_isa):
     packed, shape, _ = layer(20, 24, spec_of("int4", False, 8))
     for x in (torch.randn(24, 50).t(), torch.randn(5, 6, 48)[:, ::2, ::2], torch.randn(24).expand(4, 24)):
         assert torch.equal(run(x, packed, shape), run(x.contiguous(), packed, shape))
 
 
-def test_no_depth_at_all(each_isa):
+def test_no_depth_at_all(native_isa):
     packed, shape, _ = layer(5, 0, spec_of("int4", False, 8))
     bias = torch.randn(5)
     assert torch.equal(run(torch.randn(3, 0), packed, shape, bias), bias.expand(3, 5))
 
 
-def test_a_broadcast_residual_and_half_precision(each_isa):
+def test_a_broadcast_residual_and_half_precision(native_isa):
     packed, shape, weight = layer(10, 12, spec_of("int8", True, None))
     x, residual = torch.randn(2, 3, 12), torch.randn(3, 1)
     torch.testing.assert_close(run(x, packed, shape, None, residual), functional.linear(x, weight) + residual)
