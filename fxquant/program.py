@@ -1,6 +1,7 @@
 """`Program`: one or several graphs of a model, the tensors they share, and the adapter that calls them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,38 +15,31 @@ from fxquant.graph.parts import parts_of
 from fxquant.graph.rebuild import tensor_key
 from fxquant.registry import Registry
 
-Adapter = Callable[[Mapping[str, fx.GraphModule], tuple[Any, ...], dict[str, Any]], Any]
+# what is called in the place of the model's forward, made of the graphs
+Adapter = Callable[[Mapping[str, fx.GraphModule]], Callable[..., Any]]
 ADAPTERS: Registry[Adapter] = Registry("adapter")
 _PREFIX = "graph_"  # of the graphs' attributes; a module may not have a child called "forward"
 # the graphs that each adapter calls
 NEEDS: dict[str, tuple[str, ...]] = {"forward": ("forward",), **{name: way.needs for name, way in WAYS.items()}}
 
 
-@ADAPTERS.register("modules")
-def call_modules(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Refuse a call: these graphs are modules of a model whose own code calls them, and it is not there."""
-    raise ConfigError(
-        f"this program holds {len(graphs)} modules of a model that could not be captured whole; its code is no part of "
-        "the artifact: give the model with program.attach(model)"
-    )
+@dataclass(frozen=True)
+class _Refusal:
+    """Stands for the code of a model, and refuses its call: these graphs are modules, and it is not there."""
+
+    count: int
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConfigError(
+            f"this program holds {self.count} modules of a model that could not be captured whole; its code is no part "
+            "of the artifact: give the model with program.attach(model)"
+        )
 
 
-@ADAPTERS.register("forward")
-def call_forward(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call the graph named "forward" as the model was called."""
-    return graphs["forward"](*args, **kwargs)
-
-
-@ADAPTERS.register("decoder")
-def call_decoder(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call the graph named "step" as the decoder-only model was called, with its cache or without."""
-    return WAYS["decoder"].forward(graphs)(*args, **kwargs)
-
-
-@ADAPTERS.register("encoder-decoder")
-def call_encoder_decoder(graphs: Mapping[str, fx.GraphModule], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call "encoder", "cross" and "step" as the model was called, with its cache or without."""
-    return WAYS["encoder-decoder"].forward(graphs)(*args, **kwargs)
+ADAPTERS.add("modules", lambda graphs: _Refusal(len(graphs)))
+ADAPTERS.add("forward", lambda graphs: graphs["forward"])
+for _name, _way in WAYS.items():
+    ADAPTERS.add(_name, _way.forward)
 
 
 class Program(nn.Module):
@@ -82,6 +76,7 @@ class Program(nn.Module):
         # no submodules: their tensors are no part of the program
         self.__dict__["_model"] = model
         self.__dict__["_generator"] = None
+        self.__dict__["_call"] = None
         self.__dict__["_host"] = None if model is None or adapter != "modules" else _host(model, self.graphs)
 
     def attach(self, model: nn.Module) -> "Program":
@@ -141,7 +136,9 @@ class Program(nn.Module):
         if host is not None:
             with torch.no_grad():
                 return host(*args, **kwargs)
-        return self._adapter(self.graphs, args, kwargs)
+        if self.__dict__["_call"] is None:
+            self.__dict__["_call"] = self._adapter(self.graphs)
+        return self.__dict__["_call"](*args, **kwargs)
 
     @property
     def generates(self) -> bool:

@@ -53,22 +53,27 @@ def unpack(cache: Any) -> list[Tensor]:
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
 
-def tensors_of(cache: Any, empty: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors that a cache holds, those of `empty` where it has none yet.
+def tensors_of(cache: Any, leaves: Sequence[Leaf], ids: Tensor) -> list[Tensor]:
+    """Return the tensors that a cache holds; where it has none yet, empty ones for a batch of ids.
+
+    Args:
+        cache: what a call was given as past_key_values.
+        leaves: those of a graph's inputs that are its cache.
+        ids: the tokens of the call.
 
     Raises:
         InputError: it is no dynamic cache, or one of other layers.
     """
-    plain = caches().DynamicCache
-    if not isinstance(cache, plain):
+    known = caches()
+    if not isinstance(cache, known.DynamicCache):
         advice = "leave out past_key_values and cache_implementation, or give a transformers.DynamicCache"
         raise InputError(f"past_key_values is a {type(cache).__name__}: {advice}")
     if cache.get_seq_length() == 0:
-        return list(empty)
-    if len(cache.layers) != len(empty) // 2:
-        raise InputError(f"past_key_values has {len(cache.layers)} layers, and the model {len(empty) // 2}")
+        return list(lengthless(leaves, ids).values())
+    if len(cache.layers) != len(leaves) // 2:
+        raise InputError(f"past_key_values has {len(cache.layers)} layers, and the model {len(leaves) // 2}")
     for layer in cache.layers:
-        if type(layer) is not caches().DynamicLayer:
+        if type(layer) is not known.DynamicLayer:
             advice = "give transformers.DynamicCache(), which keeps every token"
             raise InputError(f"past_key_values has a filled {type(layer).__name__}: {advice}")
     return unpack(cache)
@@ -76,7 +81,12 @@ def tensors_of(cache: Any, empty: Sequence[Tensor]) -> list[Tensor]:
 
 def store(cache: Any, tensors: Sequence[Tensor]) -> None:
     """Let a cache hold these tensors, in plain layers."""
-    cache.layers[:] = pack(tensors).layers
+    plain = caches().DynamicLayer
+    if len(cache.layers) != len(tensors) // 2 or any(type(layer) is not plain for layer in cache.layers):
+        cache.layers[:] = pack(tensors).layers
+        return
+    for layer, key, value in zip(cache.layers, tensors[::2], tensors[1::2], strict=True):
+        layer.keys, layer.values, layer.is_initialized = key, value, True
 
 
 def flat(tensors: Sequence[Tensor], prefix: str = "") -> dict[str, Tensor]:

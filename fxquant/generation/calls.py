@@ -1,5 +1,6 @@
 """What the calls of a model's generation code are bound to, and how a mistake in them is told."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -78,10 +79,13 @@ def refuse(given: Mapping[str, Any], known: str) -> None:
 
 def output(cls: str, fields: Mapping[str, Any]) -> Any:
     """Return the ModelOutput called `cls` with these fields."""
-    items = [{"kind": "leaf"}] * len(fields)
-    return structure.build(
-        {"kind": "output", "class": cls, "keys": list(fields), "items": items}, list(fields.values())
-    )
+    return _builder(cls, tuple(fields))(list(fields.values()))
+
+
+@functools.cache
+def _builder(cls: str, keys: tuple[str, ...]) -> Callable[[list[Any]], Any]:
+    items = [{"kind": "leaf"}] * len(keys)
+    return structure.builder({"kind": "output", "class": cls, "keys": list(keys), "items": items})
 
 
 def _kind(value: object) -> str:

@@ -57,8 +57,9 @@ class Decoder:
         return calls.output(self.output, result)
 
     def _past(self, past: Any, ids: Tensor) -> dict[str, Tensor]:
-        empty = cache.lengthless(self.past, ids)
-        return empty if past is None else cache.flat(cache.tensors_of(past, list(empty.values())))
+        if past is None:
+            return cache.lengthless(self.past, ids)
+        return cache.flat(cache.tensors_of(past, self.past, ids))
 
 
 def _kept(given: dict[str, Any], ids: Tensor) -> Tensor:

@@ -79,9 +79,7 @@ class Seq2Seq:
         ids, past = calls.ids(given, "decoder_input_ids"), given.pop("past_key_values", None)
         asked = given.pop("use_cache", None)
         hidden = self._encode(given)
-        own = cache.lengthless(self.past, ids)
-        if past is not None:
-            own = cache.flat(cache.tensors_of(_part(past, "self_attention_cache"), list(own.values())))
+        own = self._past(past, ids)
         cross = self._cross(past, hidden)
         inputs = {
             "decoder_input_ids": ids,
@@ -95,6 +93,11 @@ class Seq2Seq:
             result["past_key_values"] = past = cache.pair() if past is None else past
             _store(past, list(found.values()), list(cross.values()))
         return calls.output(self.output, {**result, "encoder_last_hidden_state": hidden})
+
+    def _past(self, past: Any, ids: Tensor) -> dict[str, Tensor]:
+        if past is None:
+            return cache.lengthless(self.past, ids)
+        return cache.flat(cache.tensors_of(_part(past, "self_attention_cache"), self.past, ids))
 
     def _encode(self, given: dict[str, Any]) -> Tensor:
         """Return the hidden states of the source, (batch, source length, size), encoding it where it is not yet."""

@@ -1,8 +1,8 @@
 """Binding a call to what a graph was captured with, and checking it; a mistake is an `InputError` that names it."""
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +47,17 @@ class Limits:
 
     ranges: Mapping[str, tuple[int, int | None]]
     conditions: tuple[guards.Tree, ...]
+    _tests: tuple[Callable[[guards.Shapes], int], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_tests", tuple(map(guards.compiled, self.conditions)))
+
+    def hold(self, shapes: guards.Shapes) -> bool:
+        """Say whether all conditions hold for these shapes; one that divides by zero does not."""
+        try:
+            return all(test(shapes) for test in self._tests)
+        except ZeroDivisionError:
+            return False
 
 
 def python_signature(parameters: Sequence[Parameter]) -> inspect.Signature:
@@ -139,6 +150,33 @@ def check(leaves: Sequence[Leaf], limits: Limits, tensors: Sequence[Any]) -> Non
 
     Symbolic sizes, which tracers bring, are taken as they are.
     """
+    if not _fit(leaves, limits, tensors):
+        _explain(leaves, limits, tensors)
+    shapes = [tensor.shape for tensor in tensors] if limits.conditions else []
+    known = all(isinstance(size, int) for shape in shapes for size in shape)
+    if known and not limits.hold(shapes):
+        tree = next(tree for tree in limits.conditions if not guards.holds(tree, shapes))
+        condition = guards.text(tree, [leaf.name for leaf in leaves])
+        advice = "give inputs of such sizes, or capture again with these"
+        raise InputError(f"the captured graph is right where {condition}, and the inputs are not so: {advice}")
+
+
+def _fit(leaves: Sequence[Leaf], limits: Limits, tensors: Sequence[Any]) -> bool:
+    """Say whether types, ranks and sizes are right. Steps of generation have other sizes at each call."""
+    sizes: dict[str, int] = {}
+    for leaf, tensor in zip(leaves, tensors, strict=True):
+        if not isinstance(tensor, Tensor) or tensor.dtype != leaf.dtype or tensor.ndim != len(leaf.shape):
+            return False
+        for expected, size in zip(leaf.shape, tensor.shape, strict=True):
+            known = sizes.setdefault(expected, size) if isinstance(expected, str) else expected
+            least, most = limits.ranges.get(expected, (0, None)) if isinstance(expected, str) else (0, None)
+            if type(size) is not int or size != known or size < least or (most is not None and size > most):
+                return False
+    return True
+
+
+def _explain(leaves: Sequence[Leaf], limits: Limits, tensors: Sequence[Any]) -> None:
+    """Raise `InputError` with what is wrong, if anything is."""
     sizes: dict[str, tuple[int, str]] = {}
     for leaf, tensor in zip(leaves, tensors, strict=True):
         _check_kind(leaf, tensor)
@@ -147,13 +185,6 @@ def check(leaves: Sequence[Leaf], limits: Limits, tensors: Sequence[Any]) -> Non
                 _check_size(f"dimension {dimension} of {leaf.name!r}", size, expected, limits)
                 if isinstance(expected, str):
                     _check_equal(f"dimension {dimension} of {leaf.name!r}", size, expected, sizes)
-    shapes = [tuple(tensor.shape) for tensor in tensors]
-    if all(isinstance(size, int) for shape in shapes for size in shape):
-        for tree in limits.conditions:
-            if not guards.holds(tree, shapes):
-                condition = guards.text(tree, [leaf.name for leaf in leaves])
-                advice = "give inputs of such sizes, or capture again with these"
-                raise InputError(f"the captured graph is right where {condition}, and the inputs are not so: {advice}")
 
 
 def _check_kind(leaf: Leaf, value: Any) -> None:

@@ -43,6 +43,7 @@ class Signature:
     unflatten: Callable[[Sequence[Any]], Any] = field(init=False, repr=False, compare=False)
     python: inspect.Signature = field(init=False, repr=False, compare=False)
     _flat: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _limits: Limits = field(init=False, repr=False, compare=False)
     _accepted: set[Any] = field(init=False, repr=False, compare=False, default_factory=set)
 
     def __post_init__(self) -> None:
@@ -55,6 +56,7 @@ class Signature:
             raise ArtifactError(f"a signature has {len(self.leaves)} leaves, its inputs {structure.count(self.inputs)}")
         for tree in self.conditions:
             guards.check(tree, [len(leaf.shape) for leaf in self.leaves])
+        object.__setattr__(self, "_limits", Limits(self.ranges, self.conditions))
 
     def __hash__(self) -> int:
         return hash((self.parameters, self.leaves))  # generated code finds its globals by hash
@@ -109,7 +111,7 @@ class Signature:
         leaves = bind(self.parameters, self.inputs, self._name(args, kwargs))
         key = _key(leaves)
         if key not in self._accepted:
-            check(self.leaves, Limits(self.ranges, self.conditions), leaves)
+            check(self.leaves, self._limits, leaves)
             if key is not None and len(self._accepted) < _REMEMBERED:
                 self._accepted.add(key)
         return tuple(leaves)

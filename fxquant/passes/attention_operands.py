@@ -60,10 +60,11 @@ def _flat_of(flat: fx.Node, apart: fx.Node) -> bool:
         return False
     if len(one.shape) != 3 or len(two.shape) != 4 or any((one.dynamic[2], *two.dynamic[2:])):
         return False
-    return one.shape[2] == two.shape[2] * two.shape[3] and all(_same_size(flat, apart, axis) for axis in (0, 1))
+    return one.shape[2] == two.shape[2] * two.shape[3] and all(same_size(flat, apart, axis) for axis in (0, 1))
 
 
-def _same_size(a: fx.Node, b: fx.Node, axis: int) -> bool:
+def same_size(a: fx.Node, b: fx.Node, axis: int) -> bool:
+    """Say whether two tensors have one size along an axis."""
     left, right = a.meta.get("val"), b.meta.get("val")
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         sizes = left.shape[axis], right.shape[axis]
@@ -89,7 +90,7 @@ def _once(node: fx.Node) -> fx.Node | None:
         return None
     heads = before.shape[1]
     fits = known.shape[1] % heads == 0 and not before.dynamic[1] and (heads == 1 or node.target is aten.reshape.default)
-    return source if fits and all(_same_size(source, node, axis) for axis in (0, 2, 3)) else None
+    return source if fits and all(same_size(source, node, axis) for axis in (0, 2, 3)) else None
 
 
 def _grouped(node: fx.Node) -> Any:

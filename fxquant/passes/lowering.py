@@ -3,6 +3,8 @@
 from fxquant.config import within
 from fxquant.passes.base import Pass
 from fxquant.passes.fuse_attention import FuseAttention
+from fxquant.passes.fuse_caches import FuseCaches
+from fxquant.passes.fuse_rotary import FuseRotary
 from fxquant.passes.fuse_rows import FuseRows
 from fxquant.passes.merge_linears import MergeLinears
 from fxquant.passes.narrow_attention import NarrowAttention
@@ -14,6 +16,8 @@ from fxquant.registry import Registry
 LOWERING: Registry[Pass] = Registry("lowering pass")
 LOWERING.add("merge_linears", MergeLinears())
 LOWERING.add("sink_quantize", SinkQuantize())
+LOWERING.add("fuse_rotary", FuseRotary())
+LOWERING.add("fuse_caches", FuseCaches())
 LOWERING.add("fuse_attention", FuseAttention())
 LOWERING.add("simplify_masks", SimplifyMasks())
 LOWERING.add("unpad", Unpad())

@@ -16,8 +16,9 @@ def regions(gm: fx.GraphModule) -> list[list[fx.Node]]:
         rows = _rows(steps)
         steps = {node: step for node, step in steps.items() if _fits(node, step, rows)}
         group = _groups(gm, steps, rows)
-        # Bytes stay inside a kernel: whoever makes or reads them elsewhere is no step of it.
-        apart = {node for node in steps if _leaks_bytes(node, steps[node], group)}
+        # Bytes stay inside a kernel: whoever makes or reads them elsewhere is no step of it. Columns that are read
+        # elsewhere are a view there, and a copy as a step's result.
+        apart = {node for node in steps if _leaks(node, steps[node], group)}
         if not apart:
             break
         steps = {node: step for node, step in steps.items() if node not in apart}
@@ -73,8 +74,9 @@ def _rises(source: fx.Node, node: fx.Node, steps: Steps, rows: dict[fx.Node, Row
     return source in steps and (node not in steps or rows[source] != rows[node])
 
 
-def _leaks_bytes(node: fx.Node, step: Step, group: dict[fx.Node, int]) -> bool:
+def _leaks(node: fx.Node, step: Step, group: dict[fx.Node, int]) -> bool:
     known = edit.info(node)
-    makes = known is not None and known.dtype in BYTES
-    outside = makes and any(group.get(user) != group[node] for user in node.users)
-    return outside or (step.kind == "linear_bytes" and group.get(step.values[0]) != group[node])
+    inner = step.kind == "columns" or (known is not None and known.dtype in BYTES)
+    outside = inner and any(group.get(user) != group[node] for user in node.users)
+    taken = step.kind in ("columns", "linear_bytes") and group.get(step.values[0]) != group[node]
+    return outside or taken

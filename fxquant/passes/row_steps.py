@@ -115,6 +115,26 @@ def _linear_bytes(node: fx.Node) -> Words | None:
     return ("linear_bytes", *node.args) if constant and not edit.is_constant(node.args[7]) else None
 
 
+def _weight_only(node: fx.Node) -> Words | None:
+    x, packed, *_ = node.args
+    known, weight, group = edit.info(x), edit.info(packed), node.args[8]  # type: ignore[arg-type]
+    if known is None or weight is None or edit.is_constant(node.args[5]) or not isinstance(group, int):
+        return None
+    # Others are filled up by a copy of the activations, which a step has no place for.
+    step = 8 if weight.dtype is torch.uint8 else 4
+    whole = known.shape[-1] % step == 0 and (group % step == 0 or group >= known.shape[-1])
+    return ("weight_only", *node.args) if whole else None
+
+
+def _columns(node: fx.Node) -> Words | None:
+    x, axis, start, _, step = node.args
+    known, whole = edit.info(node), edit.info(x)  # type: ignore[arg-type]
+    if known is None or whole is None or axis not in (-1, len(known.shape) - 1) or step != 1 or known.dynamic[-1]:
+        return None
+    first = start or 0
+    return ("columns", x, first, first + known.shape[-1]) if isinstance(first, int) and first >= 0 else None
+
+
 def _quantize(node: fx.Node) -> Words | None:
     return ("quantize", *node.args) if all(map(edit.is_constant, node.args[1:3])) else None
 
@@ -169,10 +189,12 @@ def _embedding(node: fx.Node) -> Words:
 READERS: dict[Any, Callable[[fx.Node], Words | None]] = {
     ops.x86_packed_linear_dynamic_int8.default: _linear,
     ops.x86_packed_linear_int8.default: _linear_bytes,
+    ops.x86_packed_linear_weight_only.default: _weight_only,
     ops.x86_quantize.default: _quantize,
     ops.x86_rows_embedding_int8.default: _embedding,
     aten.layer_norm.default: _layer_norm,
     aten.rms_norm.default: _rms_norm,
+    aten.slice.Tensor: _columns,
     aten.add.Tensor: _elementwise("add"),
     aten.mul.Tensor: _elementwise("multiply"),
 }

@@ -5,6 +5,7 @@ a flag. `passes.masks` reads the arithmetic as a condition on (batch, query, key
 
     always                      the mask goes
     key ≤ query                 becomes the flag `causal`
+    key ≤ query + cached        becomes the argument `diagonal` of attention with a cache
     an element of (batch, key)  becomes a mask [B, Sk], whose dead keys the kernel leaves out
     the last two at once        become both
 
@@ -24,21 +25,36 @@ from fxquant.passes.masks.arithmetic import ARITHMETIC, shown
 from fxquant.passes.masks.axes import AXES
 from fxquant.passes.masks.conditions import CONDITIONS
 from fxquant.passes.masks.reader import Reader, rank
-from fxquant.passes.masks.terms import All, Condition, Element, NotNegative, as_condition, index, moved
+from fxquant.passes.masks.terms import (
+    Affine,
+    All,
+    Condition,
+    Element,
+    NotNegative,
+    Size,
+    as_condition,
+    index,
+    moved,
+)
 
 aten = torch.ops.aten
 ATTENTION = torch.ops.fxquant.x86_attention.default
+CACHED = torch.ops.fxquant.x86_cached_attention.default
 SDPA = aten.scaled_dot_product_attention.default
+MASK: dict[Any, int] = {ATTENTION: 3, SDPA: 3, CACHED: 5}  # where the mask stands among their arguments
+CAUSAL: dict[Any, int] = {ATTENTION: 8, SDPA: 5, CACHED: 11}  # and where causality
 BATCH, QUERY, KEY = 0, 2, 3
 MEANINGS = {**AXES, **CONDITIONS, **ARITHMETIC}
-CAUSAL = NotNegative(index(QUERY).plus(index(KEY), -1))
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a mask says: whether keys after the query are hidden, and where it is true that a key takes part."""
+    """What a mask says: that keys after the query are hidden, from how far on, and where a key takes part.
 
-    causal: bool
+    `diagonal` d hides keys j > i + d from query i; None hides none. It is a number or the node of a size.
+    """
+
+    diagonal: fx.Node | int | None
     padding: Element | None
 
 
@@ -53,11 +69,10 @@ class SimplifyMasks:
         """Return how many attentions were given a smaller mask."""
         reader, made, count = Reader(gm, MEANINGS), dict[Any, fx.Node](), 0
         for node in list(gm.graph.nodes):
-            if node.target not in (ATTENTION, SDPA) or not isinstance(node.args[3], fx.Node):
+            mask = node.args[MASK[node.target]] if node.target in MASK else None
+            if mask is None or (node.target is not SDPA and rank(mask) != 4):  # none, or one of padding already
                 continue
-            if node.target is ATTENTION and rank(node.args[3]) != 4:  # a mask of padding already
-                continue
-            meaning = meaning_of(reader, node.args[3])
+            meaning = meaning_of(reader, mask)
             kept = meaning if isinstance(meaning, str) else _give(node, meaning, made)
             edit.mark(node, mask=kept)
             count += kept is None
@@ -71,16 +86,26 @@ def meaning_of(reader: Reader, mask: fx.Node) -> Meaning | str:
     if not isinstance(condition, All):
         return f"%{mask} adds other numbers than 0 and those that hide a key, or is no condition that is known"
     paddings = [part for part in condition.parts if isinstance(part, Element)]
-    others = condition.parts - {CAUSAL, *paddings}
-    if others or len(paddings) > 1:
+    orders = {part: _diagonal(part) for part in condition.parts if isinstance(part, NotNegative)}
+    if None in orders.values() or len(paddings) > 1 or len(orders) > 1:
         return f"%{mask} depends on more than the order of query and key and one padding mask"
     padding = paddings[0] if paddings else None
     if padding is not None and [each for each in padding.places if each.factors] not in ([_B, _K], [_K]):
         return f"%{mask} depends on %{padding.node} by more than batch and key"
-    return Meaning(CAUSAL in condition.parts, padding)
+    return Meaning(next(iter(orders.values()), None), padding)
 
 
-_B, _K = index(BATCH), index(KEY)
+def _diagonal(part: NotNegative) -> fx.Node | int | None:
+    """Return d of the condition that key ≤ query + d, a number or the node of a size; None for any other."""
+    match part.value.plus(_Q, -1).plus(_K):
+        case Affine((), constant):
+            return constant
+        case Affine(((Size(node), 1),), 0):
+            return node
+    return None
+
+
+_B, _Q, _K = index(BATCH), index(QUERY), index(KEY)
 
 
 def _condition(reader: Reader, mask: fx.Node) -> Condition | None:
@@ -94,25 +119,32 @@ def _condition(reader: Reader, mask: fx.Node) -> Condition | None:
 
 def _give(node: fx.Node, meaning: Meaning, made: dict[Any, fx.Node]) -> str | None:
     """Give an attention the mask that it needs, or return why it keeps its own."""
-    if node.target is SDPA and meaning.causal and meaning.padding is not None:
+    if node.target is not CACHED and meaning.diagonal not in (None, 0):
+        return "it depends on more than the order of query and key: an offset between them, which takes a cache"
+    if node.target is SDPA and meaning.diagonal is not None and meaning.padding is not None:
         return "causal and padding: aten.scaled_dot_product_attention takes one of both"
     padding = None
     if meaning.padding is not None:
         sizes = [_size_of(*place) for place in _sizes(node)]
-        key = (meaning.padding, *(sizes if None not in sizes else node.args[3:4]))
+        key = (meaning.padding, *(sizes if None not in sizes else (node.args[MASK[node.target]],)))
         if key not in made:
             made[key] = _padding_mask(node, meaning.padding)
         padding = made[key]
     if node.target is SDPA and padding is not None:
         padding = _unsqueezed(node, padding, 1, 1)
-    node.update_arg(3, padding)
-    if meaning.causal:
-        node.update_arg(8 if node.target is ATTENTION else 5, True)
+    node.update_arg(MASK[node.target], padding)
+    if meaning.diagonal is not None:
+        node.update_arg(CAUSAL[node.target], meaning.diagonal if node.target is CACHED else True)
     return None
 
 
-def _sizes(node: fx.Node) -> tuple[tuple[fx.Node, int], tuple[fx.Node, int]]:
-    """Return a tensor and axis whose size is the batch's, and one for the number of keys."""
+def _sizes(node: fx.Node) -> tuple[tuple[fx.Node, int], ...]:
+    """Return a tensor and axis whose size is the batch's, and one for the number of keys.
+
+    Attention with a cache has none for these: of a larger mask it reads the first rows and columns.
+    """
+    if node.target is CACHED:
+        return ()
     query, key = node.args[0], node.args[1] or node.args[0]
     assert isinstance(query, fx.Node) and isinstance(key, fx.Node)
     return (query, 0), (key, 1 if node.target is ATTENTION else 2)
@@ -128,8 +160,10 @@ def _padding_mask(node: fx.Node, padding: Element) -> fx.Node:
     if len(padding.places) - cut == 1:
         mask = _unsqueezed(node, mask, 0)
     else:
-        mask = _cut(node, mask, 0, padding.node, padding.places.index(_B), *_sizes(node)[0])
-    mask = _cut(node, mask, 1, padding.node, padding.places.index(_K), *_sizes(node)[1])
+        for other, of in _sizes(node)[:1]:
+            mask = _cut(node, mask, 0, padding.node, padding.places.index(_B), other, of)
+    for other, of in _sizes(node)[1:]:
+        mask = _cut(node, mask, 1, padding.node, padding.places.index(_K), other, of)
     known = edit.info(padding.node)
     if known is not None and known.dtype is not torch.bool:
         return _call(node, aten.eq.Scalar if padding.zero else aten.ne.Scalar, mask, 0)

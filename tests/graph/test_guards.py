@@ -26,6 +26,7 @@ class Sized:
 def test_tree_means_what_python_means(text, shapes):
     tree = guards.parse(text)
     guards.check(tree, [2, 1])
+    assert bool(guards.compiled(tree)(shapes)) == guards.holds(tree, shapes)
     assert guards.holds(tree, shapes) == bool(eval(text, {"L": {"leaves": [Sized(shape) for shape in shapes]}}))
 
 

@@ -147,6 +147,20 @@ def test_bytes_that_are_read_inside_and_outside_stay_out():
     assert kinds(gm) == [], "neither it, nor who reads it, nor who makes bytes for it"
 
 
+def test_columns_stay_inside():
+    def gated(x):
+        y = norm(x + x)
+        return y[..., :4] * y[..., 4:]
+
+    def shown(x):
+        y = norm(x + x)
+        return y[..., :4] * y[..., 4:], y[..., :4]
+
+    assert found(gated, x()) == [["add", "norm", "columns", "columns", "multiply"]]
+    assert found(shown, x()) == [["add", "norm"]], "columns that are read outside are a view there"
+    assert found(lambda x: x[..., :4] * x[..., 4:], x()) == [], "and so are those of an input"
+
+
 def test_look_ups_that_all_rows_share():
     ids = torch.randint(0, 11, (3, 5))
     gm = lowered(lambda m, ids: norm(m.words(ids) + m.places(torch.arange(ids.shape[1])[None])), ids, recipe="dynamic")

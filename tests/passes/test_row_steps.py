@@ -75,7 +75,17 @@ KERNELS = {
         "static",
         ["v0 = quantize x0 c0 c1 0 255 uint8", "v0 = linear_bytes x0 c0 c1 c2 c3 c4 c5 - none - - 0 0 float32"],
     ),
-    "weight-only": (lambda m, x: m.first(x), "weight-only", []),
+    "weight-only": (
+        lambda m, x: m.first(x),
+        "weight-only",
+        ["v0 = weight_only x0 c0 c1 - c2 - none 8 8 -"],
+    ),
+    "weight-only with residual": (
+        lambda m, x: functional.silu(m.first(x)) + x,
+        "weight-only-int4",
+        ["v0 = weight_only x0 c0 c1 c2 c3 - silu 8 8 -", "v0 = add x0 x1"],
+    ),
+    "weight-only of six features": (lambda m, x: m.back(x[:, :6]), "weight-only", ["v0 = columns x0 0 6"]),
 }
 
 
@@ -109,10 +119,14 @@ FLOATS = {
     "half precision": (lambda m, x, y: x.bfloat16() * y.bfloat16(), []),
     "integers": (lambda m, x, y: x.long() + y.long(), []),
     "mixed types": (lambda m, x, y: x + y.double(), []),
-    "one column for all": (lambda m, x, y: x + y[:, :1], []),
+    "one column for all": (lambda m, x, y: x + y[:, :1], ["v0 = columns x0 0 1"]),
     "norm over two axes": (lambda m, x, y: functional.layer_norm(x, (3, 8)), []),
     "norm in float64": (lambda m, x, y: functional.layer_norm(x.double(), (8,)), []),
     "norm with computed weights": (lambda m, x, y: functional.layer_norm(x, (8,), y[0], y[1]), []),
+    "columns": (lambda m, x, y: x[:, 2:5], ["v0 = columns x0 2 5"]),
+    "columns from the end": (lambda m, x, y: x[:, -3:], []),
+    "every other column": (lambda m, x, y: x[:, ::2], []),
+    "rows": (lambda m, x, y: x[1:], []),
     "difference": (lambda m, x, y: x - y, []),
     "float look-up": (lambda m, x, y: m.table(x.long()), []),
 }

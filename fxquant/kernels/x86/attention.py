@@ -39,15 +39,16 @@ def attention(
 
     A query that sees no key gets zeros.
     """
-    q, k, v = _apart(q, k, v, heads, kv_heads)
+    q, k, v = apart(q, k, v, heads, kv_heads)
+    diagonal = 0 if causal else None
     if offsets is None:
-        return _attend(q, k, v, mask, scale, causal).flatten(2).contiguous()
+        return attend(q, k, v, mask, scale, diagonal).flatten(2).contiguous()
     parts = (x.tensor_split(offsets[1:-1].long(), 1) for x in (q, k, v))
-    apart = [_attend(qi, ki, vi, None, scale, causal) for qi, ki, vi in zip(*parts, strict=True)]
-    return torch.cat(apart, 1).flatten(2).contiguous()
+    found = [attend(qi, ki, vi, None, scale, diagonal) for qi, ki, vi in zip(*parts, strict=True)]
+    return torch.cat(found, 1).flatten(2).contiguous()
 
 
-def _apart(q: Tensor, k: Tensor | None, v: Tensor | None, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def apart(q: Tensor, k: Tensor | None, v: Tensor | None, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return query, key and value as (B, S, heads, D)."""
     if k is None or v is None:
         together, end = _heads(q, heads + 2 * kv_heads), heads + kv_heads
@@ -59,14 +60,15 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x if x.ndim == 4 else x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
-    """Return attention (B, Sq, heads, D) of q, k and v (B, S, heads, D)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, diagonal: int | None) -> Tensor:
+    """Return attention (B, Sq, heads, D) of q, k and v (B, S, heads, D); query i sees keys up to i + diagonal."""
     group = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(group, 2) for x in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float()) * scale
     nothing = scores.new_full((), -torch.inf)
-    if causal:
-        scores = torch.where(torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), scores, nothing)
+    if diagonal is not None:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(diagonal)
+        scores = torch.where(seen, scores, nothing)
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None]
     if mask is not None:

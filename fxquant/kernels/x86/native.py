@@ -18,10 +18,19 @@ import torch
 from rich.console import Console
 
 from fxquant.errors import FxQuantWarning
-from fxquant.kernels.x86 import packed, row_program, unpad, weight_only
+from fxquant.kernels.x86 import cached_attention, packed, rotary, row_program, unpad, weight_only
 from fxquant.kernels.x86.isa import NATIVE, forced_isa
 
-__all__ = ["available", "packed", "row_program", "unpad", "use_isa", "weight_only"]
+__all__ = [
+    "available",
+    "cached_attention",
+    "packed",
+    "rotary",
+    "row_program",
+    "unpad",
+    "use_isa",
+    "weight_only",
+]
 
 SOURCES = Path(str(files("fxquant.kernels.x86"))) / "csrc"
 CACHE = "FXQUANT_CACHE"

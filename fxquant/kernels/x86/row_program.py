@@ -9,10 +9,14 @@ What such a region computes on the way never reaches memory. The region is a pro
     v3 = linear v2 c4 c5 c6 c7 v2 gelu uint8 affine full       packed weight, its scale and sums, bias, residual,
                                                                activation; how each row of v2 is quantized
     v4 = quantize v3 c8 c9 0 255 uint8                         scale, zero point, least, greatest
-    v5 = linear_bytes v4 c8 c9 c10 c11 c12 c13 - none - - 0 0 float32
+    v5 = weight_only v2 c4 c5 c6 c7 v2 silu 640 32 320         packed weight of 8 or 4 bits, its scale, zero point and
+                                                               bias, residual, activation, columns, group size, how
+                                                               many columns have the activation (`-`: all)
+    v6 = columns v5 0 320                                      the first, and the one behind the last
+    v7 = linear_bytes v4 c8 c9 c10 c11 c12 c13 - none - - 0 0 float32
                                                                the scale and zero point of v4, a linear, and how its
                                                                result is quantized, or not
-    return v2 v5                                               or v5:bfloat16, of a linear that no step reads
+    return v2 v7                                               or v7:bfloat16, of a linear of bytes that no step reads
 
 x0, x1, … are the inputs: float32 (…, K), or indices (…); c0, c1, … the constants; `-` stands for none. An input whose
 leading axes are (1, …, S) serves all rows (B, …, S), as in broadcasting. v0, v1, … are the steps' results in order.
@@ -26,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxquant.kernels.library import define
-from fxquant.kernels.x86 import packed
+from fxquant.kernels.x86 import packed, weight_only
 
 Values = dict[str, Tensor]
 
@@ -103,14 +107,24 @@ def _linear_bytes(given: list[Any], names: list[str]) -> Tensor:
     return packed.linear_int8(x, x_scale, x_zero_point, weight, scale, sums, bias, residual, names[8], *output)
 
 
+def _weight_only(given: list[Any], names: list[str]) -> Tensor:
+    columns, group_size = int(names[7]), int(names[8])
+    activated = None if names[9] == "-" else int(names[9])
+    x, weight, scale, zero_point, bias, residual = given[:6]
+    operands = (x, weight, scale, zero_point, bias, residual)
+    return weight_only.packed_linear_weight_only(*operands, names[6], columns, group_size, activated)
+
+
 STEPS: dict[str, Callable[[list[Any], list[str]], Tensor]] = {
     "embedding": _embedding,
     "add": lambda given, _: given[0] + given[1],
     "multiply": lambda given, _: given[0] * given[1],
+    "columns": lambda given, names: given[0][..., int(names[1]) : int(names[2])],
     "norm": _norm,
     "quantize": _quantize,
     "linear": _linear,
     "linear_bytes": _linear_bytes,
+    "weight_only": _weight_only,
 }
 
 
@@ -128,6 +142,10 @@ def fake_row_program(inputs: Sequence[Tensor], constants: Sequence[Tensor], prog
 
 def _width(words: list[str], widths: dict[str, int], constants: Sequence[Tensor]) -> int:
     """Return the columns of a step's result."""
+    if words[0] == "weight_only":
+        return int(words[8])
+    if words[0] == "columns":
+        return int(words[3]) - int(words[2])
     place = {"embedding": 2, "linear": 4, "linear_bytes": 6}.get(words[0])
     return widths[words[1]] if place is None else int(constants[int(words[place].removeprefix("c"))].shape[-1])
 

@@ -1,5 +1,6 @@
 """`Reader`: from a tensor of a graph to its term, by what the ops it is made with mean."""
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,13 @@ from fxquant.passes.masks.terms import (
     NEVER,
     Affine,
     Element,
+    Size,
     Term,
     index,
     moved,
     not_negative,
     number,
+    size,
 )
 
 # What an op's result is, or None where that is no term: the result is then a tensor that is not looked into.
@@ -33,7 +36,7 @@ class Reader:
     known: dict[fx.Node, Term | None] = field(default_factory=dict)
 
     def read(self, value: object) -> Term | None:
-        """Return the term of a node's tensor or of a number; None for a node that is no tensor of known shape."""
+        """Return the term of a node's tensor, of a number or of a size; None for any other node."""
         if isinstance(value, bool | int | float):
             return constant(value)
         if not isinstance(value, fx.Node):
@@ -50,7 +53,7 @@ class Reader:
     def _term(self, node: fx.Node) -> Term | None:
         known = edit.info(node)
         if known is None:
-            return None
+            return self._size(node)
         meaning = self.meanings.get(node.target) if node.op == "call_function" else None
         term = meaning(self, node) if meaning else _stored(self.gm, node)
         if term is None:
@@ -58,6 +61,14 @@ class Reader:
         # The only index of an axis of size 1 is 0, also where the tensor repeats along it.
         alone = {axis for axis, size in enumerate(known.shape) if size == 1 and not known.dynamic[axis]}
         return moved(term, lambda axis: Affine() if axis in alone else index(axis))
+
+    def _size(self, node: fx.Node) -> Term | None:
+        """Return the term of a size or of a sum of sizes."""
+        if node.target is torch.ops.aten.sym_size.int:
+            return size(Size(node))
+        terms = [self.read(each) for each in node.args] if node.target is operator.add else []
+        sizes = [each for each in terms if isinstance(each, Affine)]
+        return sizes[0].plus(sizes[1]) if len(sizes) == 2 else None
 
 
 def _stored(gm: fx.GraphModule, node: fx.Node) -> Term | None:

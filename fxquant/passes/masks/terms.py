@@ -14,10 +14,17 @@ from fxquant.graph import edit
 
 
 @dataclass(frozen=True)
-class Affine:
-    """Σ factor·index + constant; `factors` are (axis, factor) by axis, none of them 0."""
+class Size:
+    """The size that a node computes. Like an index it is at least 0, and nothing else is assumed of it."""
 
-    factors: tuple[tuple[int, int], ...] = ()
+    node: fx.Node
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Σ factor·(index or size) + constant; `factors` are (axis or size, factor) in order, none of them 0."""
+
+    factors: tuple[tuple[int | Size, int], ...] = ()
     constant: int = 0
 
     def plus(self, other: "Affine", times: int = 1) -> "Affine":
@@ -25,14 +32,14 @@ class Affine:
         total = dict(self.factors)
         for axis, factor in other.factors:
             total[axis] = total.get(axis, 0) + times * factor
-        kept = tuple(sorted((axis, factor) for axis, factor in total.items() if factor))
+        kept = tuple(sorted(((axis, factor) for axis, factor in total.items() if factor), key=str))
         return Affine(kept, self.constant + times * other.constant)
 
     def at(self, place: "Place") -> "Affine":
         """Return the number where the index of each axis is that of `place`."""
         result = Affine((), self.constant)
         for axis, factor in self.factors:
-            result = result.plus(place(axis), factor)
+            result = result.plus(size(axis) if isinstance(axis, Size) else place(axis), factor)
         return result
 
 
@@ -88,6 +95,11 @@ NEVER = Not(ALWAYS)
 def index(axis: int) -> Affine:
     """Return the index of an axis."""
     return Affine(((axis, 1),))
+
+
+def size(of: Size) -> Affine:
+    """Return the number that is a size."""
+    return Affine(((of, 1),))
 
 
 def number(value: float) -> Choice:

@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 import fxquant.kernels
-from fxquant.kernels.x86 import packed, row_program
+from fxquant.kernels.x86 import packed, row_program, weight_only
+from fxquant.numerics import choose_qparams, quantize
+from fxquant.spec import QuantSpec
 
 assert fxquant.kernels  # defines the ops
 ops = torch.ops.fxquant
@@ -74,6 +76,23 @@ class Writer:
     def linear(self, x, n, residual="-", activation="none", scheme=SCHEMES[0], **weight):
         how = (activation, scheme[0], "symmetric" if scheme[1] else "affine", scheme[2])
         return self.step(n, "linear", x, *self.weight(n, self.width[x], **weight), residual, *how)
+
+    def weight_only(self, x, n, spec, residual="-", activation="none", bias=True, activated="-"):
+        """Return a linear of floats with a random weight of `spec`."""
+        k = self.width[x]
+        weight = self.random(n, k)
+        qparams = choose_qparams(weight, spec)
+        parts = [weight_only.pack(quantize(weight, qparams, spec), spec)]
+        parts.append(weight_only.pack_parameter(qparams.scale, (n, k), spec))
+        if not spec.symmetric:
+            parts.append(weight_only.pack_parameter(qparams.zero_point, (n, k), spec))
+        names = [*map(self.constant, parts), *(["-"] if spec.symmetric else [])]
+        names.append(self.constant(self.random(n)) if bias else "-")
+        size = weight_only.group_size(spec, k)
+        return self.step(n, "weight_only", x, *names, residual, activation, n, size, activated)
+
+    def columns(self, x, first, end):
+        return self.step(end - first, "columns", x, first, end)
 
     def norm(self, x, kind="layer", weight=True, bias=True, eps=1e-12):
         width = self.width[x]
@@ -141,6 +160,47 @@ def test_linear(scheme, lead, k, n, activation, full, seed):
     alone = ops.x86_packed_linear_dynamic_int8(x, *weight, residual if full else None, activation, *scheme)
     assert_equal(compiled(program), [alone])
     assert_equal(compiled(program), in_python(program))
+
+
+FLOAT_ROWS = [
+    QuantSpec(granularity="per-channel", symmetric=True),
+    QuantSpec(dtype="int4", granularity="per-group", group_size=32),
+    QuantSpec(dtype="int4", granularity="per-group", group_size=16, symmetric=True),
+    QuantSpec(dtype="int8", granularity="per-channel", symmetric=False),
+]
+
+
+@pytest.mark.parametrize("spec", FLOAT_ROWS, ids=["int8", "int4-g32", "int4-g16", "int8-affine"])
+@examples
+@given(
+    leads, st.sampled_from([32, 64, 96, 160]), widths, st.sampled_from(ACTIVATIONS), st.booleans(), st.integers(0, 9)
+)
+def test_weight_only(spec, lead, k, n, activation, full, seed):
+    x, residual = draw(*lead, k, seed=seed), draw(*lead, n, seed=seed)
+    w = Writer([x, residual], seed)
+    program = w.program(w.weight_only("x0", n, spec, "x1" if full else "-", activation, bias=full))
+    packed_weight, scale, *rest = w.constants
+    zero_point = None if spec.symmetric else rest.pop(0)
+    operands = (packed_weight, scale, zero_point, rest[0] if full else None, residual if full else None)
+    size = weight_only.group_size(spec, k)
+    alone = ops.x86_packed_linear_weight_only(x, *operands, activation, n, size)
+    assert_equal(compiled(program), [alone])
+    assert_close(compiled(program), in_python(program))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 30, 120])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_gate_and_its_up_of_one_product(rows, threads):
+    torch.set_num_threads(threads)
+    w = Writer([draw(rows, 64)])
+    normed = w.norm("x0", "rms", bias=False, eps=1e-6)
+    both = w.weight_only(normed, 384, FLOAT_ROWS[1], activation="relu", bias=False, activated=192)
+    gated = w.both("multiply", w.columns(both, 0, 160), w.columns(both, 192, 352))
+    program = w.program(w.weight_only(gated, 64, FLOAT_ROWS[0], "x0"))
+    found = compiled(program)
+    torch.testing.assert_close(found, in_python(program), rtol=1e-4, atol=1e-2)  # of numbers up to 5000
+    alone = [compiled(([row[None]], *program[1:]))[0] for row in program[0][0]]
+    assert_equal(found, [torch.cat(alone)])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])

@@ -132,8 +132,9 @@ inline V::F exponentials(float* scores, int64_t padded, float top) {
 template <class Number>
 inline int64_t seen_by(const Attention& op, const Unit<Number>& unit, int64_t query) {
   if (!op.causal) return unit.count;
-  if (unit.whole) return std::min(query + 1, unit.count);
-  return std::lower_bound(unit.live, unit.live + unit.count, query + 1) - unit.live;
+  const int64_t end = std::max<int64_t>(query + 1 + op.diagonal, 0);
+  if (unit.whole) return std::min(end, unit.count);
+  return std::lower_bound(unit.live, unit.live + unit.count, end) - unit.live;
 }
 
 // Rows [row, row + kRows) of one head.

@@ -12,6 +12,7 @@
 
 #include "binding.h"
 #include "row_program.h"
+#include "weight_only_operands.h"
 
 namespace {
 
@@ -125,6 +126,8 @@ class Call {
     for (const fxq::Step& step : program_.steps) {
       if (step.kind == StepKind::linear || step.kind == StepKind::linear_bytes) {
         RECORD_FUNCTION("fxquant::x86_row_program.linear_int8", {});
+      } else if (step.kind == StepKind::weight_only) {
+        RECORD_FUNCTION("fxquant::x86_row_program.linear_weight_only", {});
       } else if (step.kind == StepKind::embedding) {
         RECORD_FUNCTION("fxquant::x86_row_program.embedding_int8", {});
       }
@@ -253,6 +256,12 @@ class Call {
       out.width = program_.values[step.a].width;
       step.norm = {out.width, constant_of<float>(words[2], out.width), constant_of<float>(words[3], out.width),
                    static_cast<float>(number<double>(words[5])), words[4] == "rms"};
+    } else if (kind == "columns") {
+      arity(3);
+      add_columns(words, step, out);
+    } else if (kind == "weight_only") {
+      arity(10);
+      add_weight_only(words, step, out);
     } else if (kind == "linear") {
       arity(10);
       step.kind = StepKind::linear;
@@ -295,6 +304,36 @@ class Call {
       TORCH_CHECK_INDEX(id >= 0 && id < rows, "index ", id, " is out of range for a table of ", rows);
     }
     out.width = table.size(1);
+  }
+
+  void add_columns(const Words& words, fxq::Step& step, fxq::Value& out) {
+    step.kind = StepKind::columns;
+    step.a = full(floats(words[1]));
+    step.first = number<int64_t>(words[2]);
+    out.width = number<int64_t>(words[3]) - step.first;
+    TORCH_CHECK(step.first >= 0 && out.width > 0 && step.first + out.width <= program_.values[step.a].width,
+                "fxquant::x86_row_program: ", words[1], " has ", program_.values[step.a].width, " columns, not ", words[2],
+                " to ", words[3]);
+  }
+
+  void add_weight_only(const Words& words, fxq::Step& step, fxq::Value& out) {
+    step.kind = StepKind::weight_only;
+    step.a = full(floats(words[1]));
+    out.width = number<int64_t>(words[8]);
+    const auto zero_point = words[4] == "-" ? std::nullopt : std::optional<Tensor>(constant(words[4]));
+    fxq::WeightOnly& op = step.weight;
+    op = fxq::weight_only_of(program_.values[step.a].width, constant(words[2]), constant(words[3]), zero_point, out.width,
+                             number<int64_t>(words[9]));
+    TORCH_CHECK(op.k % fxq::depths(op) == 0 && (op.groups <= 1 || op.group % fxq::depths(op) == 0),
+                "fxquant::x86_row_program: ", op.k, " features in groups of ", op.group, " are no whole steps of ",
+                fxq::depths(op));
+    op.bias = constant_of<float>(words[5], op.n);
+    if (words[6] != "-") step.b = full(floats(words[6], op.n));
+    op.activation = fxq::activation_of(words[7]);
+    op.activated = words[10] == "-" ? op.n : number<int64_t>(words[10]);
+    TORCH_CHECK(op.activated >= op.n || op.activated % fxq::kColumns == 0, "fxquant::x86_row_program: the first ",
+                op.activated, " columns have an activation, which are no whole blocks of ", fxq::kColumns);
+    macs_ += op.k * op.n;
   }
 
   // The weight, its scale and sums, the bias, the residual and the activation stand at words[at …].

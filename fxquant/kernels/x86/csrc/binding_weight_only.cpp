@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <string_view>
 
-#include "binding.h"
+#include "weight_only_operands.h"
 
 namespace {
 
@@ -15,39 +15,9 @@ using std::optional;
 // Floats of x that stay in a core's L2 cache beside a block of weights, and the least rows of a share of them.
 constexpr int64_t kCached = int64_t{1} << 16, kShare = 48;
 
-// Weights of a column that are stored, and read, together.
-int64_t depths(const fxq::WeightOnly& op) { return 32 / op.bits; }
-
-fxq::WeightOnly shape_of(const Tensor& x, const Tensor& packed, const Tensor& scale, const optional<Tensor>& zero_point,
-                         int64_t columns, int64_t group) {
-  TORCH_CHECK(packed.is_contiguous() && scale.is_contiguous() && packed.dim() == (packed.scalar_type() == at::kChar ? 4 : 5),
-              "fxquant: the weight is not packed");
-  TORCH_CHECK(group > 0, "fxquant: a group of ", group, " weights");
-  fxq::WeightOnly op{};
-  op.bits = packed.dim() == 4 ? 8 : 4;
-  op.k = x.size(-1);
-  op.n = columns;
-  op.group = group;
-  op.groups = (op.k + group - 1) / group;
-  const int64_t blocks = (columns + fxq::kColumns - 1) / fxq::kColumns;
-  const int64_t step = depths(op), steps = packed.size(2) / (op.bits == 8 ? step : 1);
-  TORCH_CHECK(packed.size(1) == op.groups && (!op.groups || steps == (group + step - 1) / step), "fxquant: x has ", op.k, " features, in groups of ", group, "; the packed weight is ", packed.sizes());
-  const int64_t each[] = {blocks, op.groups, fxq::kColumns};
-  TORCH_CHECK(packed.size(0) == blocks && scale.sizes() == at::IntArrayRef(each), "fxquant: ", columns,
-              " columns need a packed weight of ", blocks, " blocks and scales ", at::IntArrayRef(each), ", not ",
-              packed.size(0), " and ", scale.sizes());
-  TORCH_CHECK(!zero_point || (zero_point->sizes() == scale.sizes() && zero_point->is_contiguous()),
-              "fxquant: the zero points are not one for each scale");
-  op.weight = static_cast<const int8_t*>(packed.const_data_ptr());
-  op.block_bytes = blocks ? packed.numel() / blocks : 0;
-  op.scale = scale.const_data_ptr<float>();
-  op.zero_point = zero_point ? zero_point->const_data_ptr<int8_t>() : nullptr;
-  return op;
-}
-
 // Fill every group of x up to whole steps of weights, with zeros.
 Tensor padded(const Tensor& x, fxq::WeightOnly& op) {
-  const int64_t step = depths(op);
+  const int64_t step = fxq::depths(op);
   if (op.k % step == 0 && (op.group % step == 0 || op.groups <= 1)) return x;
   const int64_t width = (op.group + step - 1) / step * step, k = op.k, rows = x.numel() / k;
   const Tensor y = at::empty({rows, op.groups * width}, x.options());
@@ -65,7 +35,7 @@ Tensor linear_weight_only(const Tensor& x_, const Tensor& packed, const Tensor& 
                           const optional<Tensor>& weight_zero_point, const optional<Tensor>& bias_,
                           const optional<Tensor>& residual_, std::string_view activation, int64_t columns,
                           int64_t group_size, optional<int64_t> activated) {
-  fxq::WeightOnly op = shape_of(x_, packed, weight_scale, weight_zero_point, columns, group_size);
+  fxq::WeightOnly op = fxq::weight_only_of(x_.size(-1), packed, weight_scale, weight_zero_point, columns, group_size);
   Tensor y = fxq::output_like(x_, columns, at::kFloat);
   op.activation = fxq::activation_of(activation);
   op.activated = activated.value_or(columns);

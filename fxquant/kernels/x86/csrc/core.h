@@ -93,7 +93,8 @@ struct Attention {
   int64_t queries, keys;   // positions of a sequence; the most that one has, where there are offsets
   const int64_t* offsets;  // where the sequences of the only batch row begin, and the end; or null
   float scale;
-  bool causal;
+  bool causal;         // query i sees keys up to i + diagonal
+  int64_t diagonal;
   const bool* padding;  // true: this key takes part; [batch][keys], or null
   int64_t padding_stride[2];
   const bool* keep;   // true: this score takes part; [batch][heads][queries][keys], or null
@@ -101,6 +102,20 @@ struct Attention {
   int64_t mask_stride[4];
   // The work: every `block_rows` query rows of a head are a task, `blocks` tasks a head, `tasks` in all.
   int64_t block_rows, blocks, tasks;
+};
+
+// Rows of heads turned by angles: pairs of features (d, d + rotated/2), or (2d, 2d + 1) where `interleaved`. With x the
+// pair's first and x' its second, y = x·cos − x'·sin and y' = x'·cos + x·sin, each by its own feature's cos and sin;
+// features from `rotated` on stay. Strides are in elements; features of a head are contiguous.
+struct Rotary {
+  const float* x;
+  float* y;
+  int64_t x_stride[3], y_stride[3];  // batch, position, head
+  int64_t positions, features;
+  const float *cos, *sin;  // [batch][positions][rotated]; null: nothing is turned
+  int64_t cos_stride[2], sin_stride[2];
+  int64_t rotated;
+  bool interleaved;
 };
 
 struct Isa {
@@ -124,6 +139,10 @@ struct Isa {
   void (*weight_only)(const WeightOnly& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
   // Do tasks until none is left, those of one part first.
   void (*attention)(const Attention& op, Tasks& tasks, int64_t part);
+  // All positions of a head of a sequence.
+  void (*rotate)(const Rotary& op, int64_t sequence, int64_t head);
+  // Attention of float32 numbers and few queries, for heads [head, head_end), which share a key head.
+  void (*decode)(const Attention& op, int64_t sequence, int64_t head, int64_t head_end);
 };
 
 // Attention with bfloat16 factors, for CPUs that have avx512_vnni's instructions and these.

@@ -37,6 +37,10 @@ namespace avx2_impl {
 
 #include "attention.h"
 
+#include "rotary.h"
+
+#include "decode.h"
+
 inline __m256i broadcast(const uint8_t* p) {
   int32_t four;
   std::memcpy(&four, p, sizeof four);
@@ -104,6 +108,8 @@ const Isa avx2 = {
     avx2_impl::multiply,
     avx2_impl::weight_only_with<4>,
     avx2_impl::attention,
+    avx2_impl::rotate,
+    avx2_impl::decode,
 };
 
 }  // namespace fxq

@@ -37,6 +37,10 @@ namespace avx512_vnni_impl {
 
 #include "attention.h"
 
+#include "rotary.h"
+
+#include "decode.h"
+
 inline __m512i broadcast(const uint8_t* p) {
   int32_t four;
   std::memcpy(&four, p, sizeof four);
@@ -102,6 +106,8 @@ const Isa avx512_vnni = {
     avx512_vnni_impl::multiply,
     avx512_vnni_impl::weight_only_with<6>,
     avx512_vnni_impl::attention,
+    avx512_vnni_impl::rotate,
+    avx512_vnni_impl::decode,
 };
 
 }  // namespace fxq

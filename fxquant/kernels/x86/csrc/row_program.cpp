@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <thread>
 
@@ -43,9 +44,9 @@ int64_t widest(const Program& program) {
   return bytes;
 }
 
-// The first block of columns that a member of a team computes of a linear; that of the next member ends its share.
-int64_t first_block(const Linear& op, int member, int members) {
-  return (op.n + kColumns - 1) / kColumns * member / members;
+// The first block of columns that a member of a team computes of so many; that of the next member ends its share.
+int64_t first_block(int64_t columns, int member, int members) {
+  return (columns + kColumns - 1) / kColumns * member / members;
 }
 
 struct Block {
@@ -104,14 +105,9 @@ struct Block {
   const int8_t* weight_after(int out) const {
     for (size_t i = out - program.first() + 1; i < program.steps.size(); ++i) {
       const Linear& op = program.steps[i].linear;
-      if (op.weight) return op.weight + first_block(op, member, members) * op.depths * kDepth * kColumns;
+      if (op.weight) return op.weight + first_block(op.n, member, members) * op.depths * kDepth * kColumns;
     }
     return nullptr;
-  }
-
-  void linear(const Step& step, int out) const {
-    const Linear op = linear_of(step, out);
-    isa.linear(op, 0, rows, first_block(op, member, members), first_block(op, member + 1, members));
   }
 
   // The linear of a step with the places of this block filled in.
@@ -138,6 +134,30 @@ struct Block {
     return op;
   }
 
+  // The same of a linear with float activations.
+  WeightOnly weight_only_of(const Step& step, int out) const {
+    WeightOnly op = step.weight;
+    op.x = floats(step.a);
+    op.y = floats(out);
+    if (step.b >= 0) op.residual = floats(step.b);
+    return op;
+  }
+
+  // This member's columns of a step that computes blocks of such.
+  void run_columns(const Step& step, int out) const {
+    const int64_t columns = program.values[out].width;
+    const int64_t block = first_block(columns, member, members), end = first_block(columns, member + 1, members);
+    if (step.kind == StepKind::weight_only) isa.weight_only(weight_only_of(step, out), 0, rows, block, end);
+    else isa.linear(linear_of(step, out), 0, rows, block, end);
+  }
+
+  void copy_columns(const Step& step, int out) const {
+    const int64_t width = program.values[out].width, all = program.values[step.a].width;
+    const float* x = floats(step.a) + step.first;
+    float* y = floats(out);
+    for (int64_t r = 0; r < rows; ++r, x += all, y += width) std::memcpy(y, x, width * sizeof(float));
+  }
+
   void elementwise(const Step& step, int out, void (*work)(const float*, const float*, int64_t, float*)) const {
     const Value& second = program.values[step.b];
     const int64_t width = program.values[out].width;
@@ -157,11 +177,12 @@ struct Block {
         });
       case StepKind::add: return elementwise(step, out, isa.add);
       case StepKind::multiply: return elementwise(step, out, isa.multiply);
+      case StepKind::columns: return copy_columns(step, out);
       case StepKind::norm: return isa.norm(step.norm, floats(step.a), rows, floats(out));
       case StepKind::quantize: return quantize(step, out);
       case StepKind::linear: quantize_operand(step); [[fallthrough]];
       case StepKind::linear_bytes:
-        return linear(step, out);
+      case StepKind::weight_only: return run_columns(step, out);
     }
   }
 
@@ -277,7 +298,7 @@ void run_together(const Program& program, const Isa& isa, int64_t scratch, uint8
   for (size_t i = 0; i < program.steps.size(); ++i) {
     const Step& step = program.steps[i];
     const int out = program.first() + static_cast<int>(i);
-    if (step.kind != StepKind::linear && step.kind != StepKind::linear_bytes) {
+    if (!by_columns(step.kind)) {
       // Memory is used again: with rows of equal width a member's rows never lie where another's did.
       const int64_t next = common_width(program, step, out);
       if (apart && (next != width || next < 0)) team.wait();
@@ -289,7 +310,7 @@ void run_together(const Program& program, const Isa& isa, int64_t scratch, uint8
     if (step.kind == StepKind::linear) apart |= own.quantize_operand(step);
     if (apart) team.wait();
     apart = false;
-    whole.linear(step, out);
+    whole.run_columns(step, out);
     team.wait();
   }
 }

@@ -12,7 +12,12 @@
 
 namespace fxq {
 
-enum class StepKind { embedding, add, multiply, norm, linear, linear_bytes, quantize };
+enum class StepKind { embedding, add, multiply, columns, norm, linear, linear_bytes, weight_only, quantize };
+
+// Steps that compute whole blocks of columns, which threads share where there are few rows.
+inline bool by_columns(StepKind kind) {
+  return kind == StepKind::linear || kind == StepKind::linear_bytes || kind == StepKind::weight_only;
+}
 
 struct Step {
   StepKind kind;
@@ -23,6 +28,8 @@ struct Step {
   RowScheme scheme{};        // of linear and quantize
   float scale = 1;           // static: of quantize's result, of linear_bytes' operand
   int32_t zero_point = 0;    // static, not shifted
+  WeightOnly weight{};       // x, y and residual are filled in for each block
+  int64_t first = 0;         // of columns: the first that it takes
   Norm norm{};
   const int8_t* table = nullptr;
   const float* table_scale = nullptr;

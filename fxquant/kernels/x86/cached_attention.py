@@ -1,0 +1,91 @@
+"""`fxquant::x86_cached_attention`: attention whose keys and values go behind those of a cache.
+
+The op computes a function: it returns a longer cache and leaves the one that it is given as it is. The C++ kernel does
+so without copying where it can: a cache lies in memory with room behind it, and the result shows more of that memory
+(csrc/growing.h). The implementation here says what the op means and runs anywhere.
+"""
+
+import torch
+from torch import Tensor
+
+from fxquant.kernels.library import define
+from fxquant.kernels.x86.attention import apart, attend
+from fxquant.kernels.x86.rotary import rotary
+
+Result = tuple[Tensor, Tensor, Tensor]
+
+
+def cached_attention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    past_key: Tensor,
+    past_value: Tensor,
+    mask: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    diagonal: int | None,
+    interleaved: bool,
+) -> Result:
+    """Return softmax(q·keyᵀ·scale + mask)·value, (B, S, heads·D), and key and value, (B, kv_heads, past + S, D).
+
+    Args:
+        q: (B, S, heads·D) or (B, S, heads, D) float32; without k and v merged, (B, S, (heads + 2·kv_heads)·D).
+        k: (B, S, kv_heads·D) or (B, S, kv_heads, D). Query head h reads key head h·kv_heads // heads.
+        v: as k.
+        past_key: (B, kv_heads, past, D) float32; key is these and, behind them, k.
+        past_value: as past_key, for value.
+        mask: bool, of at least B rows and past + S columns, of which the first are read: true where a key takes part;
+            or bool or float32 of four dimensions, as in `x86_attention`.
+        cos: float32 factors by which q and k are turned first (`x86_rotary`), or None.
+        sin: as cos.
+        heads: the number of query heads.
+        kv_heads: the number of key and value heads.
+        scale: what the products of query and key are multiplied with.
+        diagonal: query i sees keys j ≤ i + diagonal; None: all.
+        interleaved: which features are turned together.
+
+    A query that sees no key gets zeros.
+    """
+    q, k, v = (each.transpose(1, 2) for each in apart(q, k, v, heads, kv_heads))
+    if cos is not None and sin is not None:
+        q, k = rotary(q, cos, sin, interleaved), rotary(k, cos, sin, interleaved)
+    key, value = torch.cat((past_key, k), 2), torch.cat((past_value, v), 2)
+    if mask is not None and mask.ndim == 2:
+        mask = mask[: q.shape[0], : key.shape[2]]
+    y = attend(q.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask, scale, diagonal)
+    return y.flatten(2).contiguous(), key, value
+
+
+def _fake(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    past_key: Tensor,
+    past_value: Tensor,
+    mask: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    diagonal: int | None,
+    interleaved: bool,
+) -> Result:
+    batch, held, past, features = past_key.shape
+    # Positions come first in memory, so that there can be more of them without other strides.
+    shape = (past + q.shape[1], batch, held, features)
+    cache = [past_key.new_empty(shape).permute(1, 2, 0, 3) for _ in range(2)]
+    return past_key.new_empty((batch, q.shape[1], heads * features)), cache[0], cache[1]
+
+
+define(
+    "x86_cached_attention(Tensor q, Tensor? k, Tensor? v, Tensor past_key, Tensor past_value, Tensor? mask, "
+    "Tensor? cos, Tensor? sin, int heads, int kv_heads, float scale, SymInt? diagonal, bool interleaved) "
+    "-> (Tensor, Tensor, Tensor)",
+    cached_attention,
+    _fake,
+)

@@ -1,0 +1,168 @@
+"""What kernels of attention have in common: the operands that they can take, their masks, and who reads the result."""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxquant.graph import edit
+from fxquant.graph.edit import TensorInfo
+from fxquant.passes.attention_operands import Operand, flattens, joined, operand, swaps_positions_and_heads, unrepeated
+from fxquant.passes.attention_spelling import Spelled
+
+aten = torch.ops.aten
+MASKS = (torch.bool, torch.float32)
+Sums = MutableMapping[tuple[fx.Node, ...], fx.Node]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """An attention that the kernel can compute; `features` are those of one head."""
+
+    query: Operand
+    key: Operand
+    value: Operand
+    heads: int
+    kv_heads: int
+    features: int
+    scale: float
+
+
+def read_heads(attention: Spelled) -> Heads | str:
+    """Return the operands of an attention as the kernel takes them, or why it cannot."""
+    q, k, v = (edit.info(each) for each in (attention.query, attention.key, attention.value))
+    if q is None or k is None or v is None or any(not _four(each) for each in (q, k, v)):
+        return "query, key and value have to be float32 [batch, heads, positions, features], heads and features fixed"
+    refused = _refused(q, k, v) or _refused_mask(attention.masks)
+    if refused or attention.dropout != 0:
+        return refused or "it drops out weights"
+    key, value = unrepeated(attention.key, attention.value)
+    heads, kv_heads = q.shape[1], _heads_of(key)
+    if heads % kv_heads or not (attention.grouped or k.shape[1] in (1, heads)):
+        return f"{heads} query heads cannot share {k.shape[1]} key heads evenly"
+    scale = q.shape[3] ** -0.5 if attention.scale is None else attention.scale
+    return Heads(operand(attention.query), operand(key), operand(value), heads, kv_heads, q.shape[3], scale)
+
+
+def _four(known: TensorInfo) -> bool:
+    return known.dtype is torch.float32 and len(known.shape) == 4 and not (known.dynamic[1] or known.dynamic[3])
+
+
+def _refused(q: TensorInfo, k: TensorInfo, v: TensorInfo) -> str | None:
+    if not q.shape[3] == k.shape[3] == v.shape[3]:
+        return f"query and value have {q.shape[3]} and {v.shape[3]} features a head; the kernel takes equal ones"
+    if k.shape[1] != v.shape[1]:
+        return f"there are {k.shape[1]} heads of keys and {v.shape[1]} of values"
+    if len({(each.shape[0], each.dynamic[0]) for each in (q, k, v)}) > 1:
+        return "query, key and value have different batches"
+    return None
+
+
+def _refused_mask(masks: tuple[fx.Node, ...]) -> str | None:
+    for known in map(edit.info, masks):
+        if known is None or known.dtype not in MASKS or len(known.shape) > 4:
+            return "the mask has to be boolean or float32, of at most 4 dimensions"
+    return None
+
+
+def _heads_of(node: Any) -> int:
+    known = edit.info(node)
+    assert known is not None, "the caller has seen its shape"
+    return known.shape[1]
+
+
+def rows_of(*operands: Operand) -> tuple[fx.Node | None, ...]:
+    """Return query, key and value as kernels take them: merged, or each with its positions before its heads."""
+    query, key, value = operands
+    return joined(query, key, value) or tuple(map(_rows, operands))
+
+
+def mask_of(attention: Spelled, sums: Sums) -> fx.Node | None:
+    """Return the one mask of an attention, with four dimensions; what comes with two is no padding mask here.
+
+    Sums of several are kept in `sums` for the attentions that follow.
+    """
+    if len(attention.masks) > 1 and attention.masks not in sums:
+        sums[attention.masks] = _sum(attention)
+    mask = sums[attention.masks] if len(attention.masks) > 1 else next(iter(attention.masks), None)
+    with attention.result.graph.inserting_before(attention.result):
+        return None if mask is None else _with_four(attention.result, mask)
+
+
+def _sum(attention: Spelled) -> fx.Node:
+    """Insert the sum of the masks of an attention, which those that follow may share."""
+    node, (total, *others) = attention.result, attention.masks
+    with node.graph.inserting_before(node):
+        for mask in others:
+            known = [each for each in (edit.info(total), edit.info(mask)) if each is not None]
+            total = edit.call(node.graph, aten.add.Tensor, (total, mask), like=node, value=_broadcast(*known), alpha=1)
+    return total
+
+
+def _broadcast(a: TensorInfo, b: TensorInfo) -> TensorInfo:
+    """Return what is known of a sum."""
+    rank = max(len(a.shape), len(b.shape))
+    sizes = [
+        max((1, False), *((each.shape[axis], each.dynamic[axis]) for each in (a, b) if -axis <= len(each.shape)))
+        for axis in range(-rank, 0)
+    ]
+    return TensorInfo(a.dtype, tuple(size for size, _ in sizes), tuple(dynamic for _, dynamic in sizes))
+
+
+def _rows(operand: Operand) -> fx.Node:
+    """Return an operand as [B, S, heads·D] or [B, S, heads, D], transposing where the graph has no such value."""
+    if operand.rows is not None:
+        return operand.rows
+    node = operand.node
+    rows = edit.call(node.graph, aten.transpose.int, (node, 1, 2), like=node, value=_swapped(edit.info(node)))
+    if isinstance(node.meta.get("val"), torch.Tensor):
+        rows.meta["val"] = node.meta["val"].transpose(1, 2)
+    return rows
+
+
+def _with_four(node: fx.Node, mask: fx.Node) -> fx.Node:
+    known = edit.info(mask)
+    for _ in range(4 - len(known.shape) if known else 0):
+        known = TensorInfo(known.dtype, (1, *known.shape), (False, *known.dynamic)) if known else None
+        mask = edit.call(node.graph, aten.unsqueeze.default, (mask, 0), like=node, value=known)
+    return mask
+
+
+def _swapped(known: TensorInfo | None) -> TensorInfo | None:
+    def swap(four: tuple[Any, ...]) -> tuple[Any, ...]:
+        return four[0], four[2], four[1], four[3]
+
+    return TensorInfo(known.dtype, swap(known.shape), swap(known.dynamic)) if known else None
+
+
+def flat(node: fx.Node) -> TensorInfo | None:
+    """Return what is known of attention's result [B, H, S, D] as [B, S, H·D]."""
+    known = _swapped(edit.info(node))
+    if known is None:
+        return None
+    return TensorInfo(known.dtype, (*known.shape[:2], known.shape[2] * known.shape[3]), (*known.dynamic[:2], False))
+
+
+def hand_on(node: fx.Node, new: fx.Node, read: Heads) -> None:
+    """Let the readers of the old result read the kernel's; those that want heads apart get views of it."""
+    for swap in [user for user in node.users if swaps_positions_and_heads(user)]:
+        for flat in [user for user in swap.users if flattens(user)]:
+            if "val" in flat.meta:
+                new.meta["val"] = flat.meta["val"]
+            edit.replace(flat, new)
+        if swap.users:
+            with node.graph.inserting_before(swap):
+                swap.replace_all_uses_with(_apart(node, new, read))
+        node.graph.erase_node(swap)
+    if node.users:
+        with node.graph.inserting_before(node):
+            view = _apart(node, new, read)
+            back = edit.call(node.graph, aten.transpose.int, (view, 1, 2), like=node, value=edit.info(node))
+        node.replace_all_uses_with(back)
+
+
+def _apart(node: fx.Node, new: fx.Node, read: Heads) -> fx.Node:
+    sizes = (new, 2, [read.heads, read.features])
+    return edit.call(node.graph, aten.unflatten.int, sizes, like=node, value=_swapped(edit.info(node)))
