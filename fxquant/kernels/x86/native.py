@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from rich.console import Console
 
 from fxquant.errors import FxQuantWarning
@@ -76,10 +77,19 @@ def cache_folder() -> Path:
 def _load() -> None:
     """Load the library from the cache, or build it, which loads it; a library must not be loaded twice."""
     library = _library()
-    if library.exists():
-        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
-    else:
+    if not library.exists() and _built_here(library):
+        return
+    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+
+
+def _built_here(library: Path) -> bool:
+    """Build the library, unless another process does so meanwhile: those that start together wait for the first."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{library}.lock"):
+        if library.exists():
+            return False
         _build([str(source) for source in sorted(SOURCES.glob("*.cpp"))], library)
+        return True
 
 
 def _library() -> Path:
@@ -97,7 +107,6 @@ def _build(sources: list[str], library: Path) -> None:
         raise OSError(f"no C++ compiler: {compiler!r} is not found; install g++, or set CXX")
     from torch.utils.cpp_extension import load  # noqa: PLC0415  takes half a second, and is needed once
 
-    library.parent.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory(dir=library.parent) as folder,

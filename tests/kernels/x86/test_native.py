@@ -31,7 +31,7 @@ def test_a_failed_build_is_one_line_and_leaves_nothing(fresh, monkeypatch):
     with pytest.warns(FxQuantWarning, match=r"slower integer GEMMs: .*a\.cpp:1.* error: ") as caught:
         assert not native.available()
     assert "\n" not in str(caught[0].message)
-    assert list((fresh / "cache").iterdir()) == []
+    assert [path for path in (fresh / "cache").iterdir() if path.suffix != ".lock"] == []
 
 
 @pytest.mark.parametrize("name", isa.TORCH)
@@ -50,6 +50,21 @@ def test_a_library_is_named_by_sources_and_torch(fresh, monkeypatch):
     assert first.parent == fresh / "cache"
     monkeypatch.setattr(torch, "__version__", "99.0")
     assert native._library() != first
+
+
+def test_a_library_that_another_process_built_meanwhile_is_loaded(fresh, monkeypatch):
+    library, calls = native._library(), []
+    monkeypatch.setattr(native, "_build", lambda sources, library: calls.append("build"))
+    monkeypatch.setattr(torch.ops, "load_library", lambda library: calls.append("load"))
+
+    class Awaited(native.FileLock):
+        def acquire(self, *args, **kwargs):
+            library.touch()
+            return super().acquire(*args, **kwargs)
+
+    monkeypatch.setattr(native, "FileLock", Awaited)
+    native._load()
+    assert calls == ["load"]
 
 
 def test_builds_only_what_the_cache_has_not(fresh, monkeypatch):
