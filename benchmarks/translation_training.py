@@ -29,7 +29,7 @@ class Plan:
     width: int = 256
     layers: int = 3
     epochs: int = 7
-    cosine: int = 10  # epochs after which the learning rate would be 0: a quarter of its peak is left at the end
+    cosine: int = 10  # epochs after which the learning rate would be 0; a quarter of its peak is left at the end
     tokens: int = 1024  # of a batch, padded, the longer side
     peak: float = 1.2e-3
     warmup: float = 1.0  # epochs in which the learning rate rises to its peak

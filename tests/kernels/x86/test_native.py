@@ -72,7 +72,7 @@ def test_builds_only_what_the_cache_has_not(fresh, monkeypatch):
     monkeypatch.setattr(native, "_build", lambda sources, library: calls.append(("build", library)))
     monkeypatch.setattr(torch.ops, "load_library", lambda library: calls.append(("load", library)))
     native._load()
-    native._library().parent.mkdir(parents=True)
+    native._library().parent.mkdir(parents=True, exist_ok=True)
     native._library().touch()
     native._load()
     assert calls == [("build", native._library()), ("load", native._library())]
