@@ -29,6 +29,7 @@ CACHED = torch.ops.fxquant.x86_cached_attention.default
 class FuseCaches:
     """Replace attention in float32 on cat([cache, new], -2) by the kernel; the longer caches are results of it.
 
+    A cache is an input of the graph. A model's forward alone, whose caches begin empty inside, has none.
     Attention that reads other keys stays as it is, and so does all where the C++ kernels cannot be had.
     """
 
@@ -81,14 +82,14 @@ def _read(heads: Heads) -> _Step | None:
 
 
 def _joined(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """Return the two tensors (B, heads, length, D) of a node that joins them along their length."""
+    """Return the cache, an input of the graph, and what a node joins to it, (B, heads, length, D) both."""
     if node.target is not aten.cat.default or node.args[1] not in (-2, 2):
         return None
     parts: Any = node.args[0]
     known = [edit.info(part) for part in parts]
     if len(parts) != 2 or any(each is None or len(each.shape) != 4 for each in known):
         return None
-    return (parts[0], parts[1]) if parts[0] is not parts[1] else None
+    return (parts[0], parts[1]) if parts[0].op == "placeholder" and parts[0] is not parts[1] else None
 
 
 def _rotary(query: fx.Node, key: fx.Node) -> tuple[Any, Any, bool] | None:

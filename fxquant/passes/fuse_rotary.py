@@ -16,6 +16,7 @@ from torch import fx
 from fxquant.graph import edit
 from fxquant.kernels.x86 import native
 from fxquant.passes.claims import hand_over
+from fxquant.passes.unpad import ZERO
 
 aten = torch.ops.aten
 ROTARY = torch.ops.fxquant.x86_rotary.default
@@ -24,7 +25,10 @@ LAST = (-1, 3)
 
 @dataclass(frozen=True)
 class FuseRotary:
-    """Replace rotary embeddings in float32 by the kernel, within a few roundings; without C++ kernels none is."""
+    """Replace rotary embeddings in float32 by the kernel, within a few roundings; without C++ kernels none is.
+
+    In a graph that is to run without padding they stay as they are, since `unpad` reads what they are spelled with.
+    """
 
     name: ClassVar[str] = "fuse_rotary"
     after: ClassVar[tuple[str, ...]] = ("lower",)
@@ -32,7 +36,8 @@ class FuseRotary:
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many embeddings became the kernel."""
         count = 0
-        for node in list(gm.graph.nodes) if native.available() else ():
+        wanted = native.available() and edit.marks(gm).get("padded_outputs") != ZERO
+        for node in list(gm.graph.nodes) if wanted else ():
             found = _read(node)
             if found is not None:
                 _replace(node, found)

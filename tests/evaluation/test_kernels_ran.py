@@ -100,10 +100,13 @@ def test_every_weight_only_linear_leaves_a_trace(recipe):
     graph = fxq.quantize(model, inputs, backend="x86", recipe=recipe)
     ran = kernels_that_ran(lambda: graph(**inputs))
     rows = [row for row in fxq.ledger(graph).rows if row.family == "linear"]
-    assert {row.kernel for row in rows} == {"fxquant.x86_packed_linear_weight_only"}
-    kernels = sum("x86_packed_linear_weight_only" in str(node.target) for node in graph.graph.nodes)
-    assert 2 < kernels < len(rows), "query, key and value are one"
-    assert float_products(ran)["fxquant::x86_packed_linear_weight_only"] == kernels
+    assert all(row.kernel.endswith("x86_packed_linear_weight_only") for row in rows)
+    alone = sum("x86_packed_linear_weight_only" in str(node.target) for node in graph.graph.nodes)
+    programs = [node.args[2] for node in graph.graph.nodes if "x86_row_program" in str(node.target)]
+    steps = sum(text.count("= weight_only ") for text in programs)
+    assert 2 < alone + steps < len(rows), "query, key and value are one"
+    assert float_products(ran)["fxquant::x86_packed_linear_weight_only"] == alone
+    assert float_products(ran)["fxquant::x86_row_program.linear_weight_only"] == steps > 0
     assert not integer_products(ran)
     assert "aten::linear" not in ran
 
