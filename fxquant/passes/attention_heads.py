@@ -1,6 +1,5 @@
 """What kernels of attention have in common: the operands that they can take, their masks, and who reads the result."""
 
-from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from fxquant.passes.attention_spelling import Spelled
 
 aten = torch.ops.aten
 MASKS = (torch.bool, torch.float32)
-Sums = MutableMapping[tuple[fx.Node, ...], fx.Node]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def read_heads(attention: Spelled) -> Heads | str:
     q, k, v = (edit.info(each) for each in (attention.query, attention.key, attention.value))
     if q is None or k is None or v is None or any(not _four(each) for each in (q, k, v)):
         return "query, key and value have to be float32 [batch, heads, positions, features], heads and features fixed"
-    refused = _refused(q, k, v) or _refused_mask(attention.masks)
+    refused = _refused(q, k, v) or _refused_mask(attention.mask)
     if refused or attention.dropout != 0:
         return refused or "it drops out weights"
     key, value = unrepeated(attention.key, attention.value)
@@ -60,10 +58,10 @@ def _refused(q: TensorInfo, k: TensorInfo, v: TensorInfo) -> str | None:
     return None
 
 
-def _refused_mask(masks: tuple[fx.Node, ...]) -> str | None:
-    for known in map(edit.info, masks):
-        if known is None or known.dtype not in MASKS or len(known.shape) > 4:
-            return "the mask has to be boolean or float32, of at most 4 dimensions"
+def _refused_mask(mask: fx.Node | None) -> str | None:
+    known = None if mask is None else edit.info(mask)
+    if mask is not None and (known is None or known.dtype not in MASKS or len(known.shape) > 4):
+        return "the mask has to be boolean or float32, of at most 4 dimensions"
     return None
 
 
@@ -79,36 +77,10 @@ def rows_of(*operands: Operand) -> tuple[fx.Node | None, ...]:
     return joined(query, key, value) or tuple(map(_rows, operands))
 
 
-def mask_of(attention: Spelled, sums: Sums) -> fx.Node | None:
-    """Return the one mask of an attention, with four dimensions; what comes with two is no padding mask here.
-
-    Sums of several are kept in `sums` for the attentions that follow.
-    """
-    if len(attention.masks) > 1 and attention.masks not in sums:
-        sums[attention.masks] = _sum(attention)
-    mask = sums[attention.masks] if len(attention.masks) > 1 else next(iter(attention.masks), None)
+def mask_of(attention: Spelled) -> fx.Node | None:
+    """Return the mask of an attention with four dimensions; what comes with two is no padding mask here."""
     with attention.result.graph.inserting_before(attention.result):
-        return None if mask is None else _with_four(attention.result, mask)
-
-
-def _sum(attention: Spelled) -> fx.Node:
-    """Insert the sum of the masks of an attention, which those that follow may share."""
-    node, (total, *others) = attention.result, attention.masks
-    with node.graph.inserting_before(node):
-        for mask in others:
-            known = [each for each in (edit.info(total), edit.info(mask)) if each is not None]
-            total = edit.call(node.graph, aten.add.Tensor, (total, mask), like=node, value=_broadcast(*known), alpha=1)
-    return total
-
-
-def _broadcast(a: TensorInfo, b: TensorInfo) -> TensorInfo:
-    """Return what is known of a sum."""
-    rank = max(len(a.shape), len(b.shape))
-    sizes = [
-        max((1, False), *((each.shape[axis], each.dynamic[axis]) for each in (a, b) if -axis <= len(each.shape)))
-        for axis in range(-rank, 0)
-    ]
-    return TensorInfo(a.dtype, tuple(size for size, _ in sizes), tuple(dynamic for _, dynamic in sizes))
+        return None if attention.mask is None else _with_four(attention.result, attention.mask)
 
 
 def _rows(operand: Operand) -> fx.Node:

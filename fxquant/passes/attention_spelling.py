@@ -12,18 +12,16 @@ SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 @dataclass(frozen=True)
 class Spelled:
-    """softmax(query·keyᵀ·scale + Σ masks)·value over operands [B, H, S, D].
+    """softmax(query·keyᵀ·scale + mask)·value over operands [B, H, S, D], computed by the node `result`.
 
-    `result` is its node, and `nodes` all that compute it, which nothing else reads. `scale` is None for 1/√D. A mask of
-    truth values says which keys take part; it then is the only one. `grouped` allows fewer heads of keys than queries.
+    `scale` is None for 1/√D. A mask of truth values says which keys take part. `grouped`: keys may have fewer heads.
     """
 
     result: fx.Node
-    nodes: tuple[fx.Node, ...]
     query: fx.Node
     key: fx.Node
     value: fx.Node
-    masks: tuple[fx.Node, ...]
+    mask: fx.Node | None
     scale: float | None
     causal: bool
     grouped: bool
@@ -35,6 +33,5 @@ def spelled(gm: fx.GraphModule) -> Iterator[Spelled]:
     for node in gm.graph.find_nodes(op="call_function", target=SDPA):
         given: Any = node.args
         query, key, value, mask, dropout, causal = given
-        masks, options = () if mask is None else (mask,), cast(dict[str, Any], node.kwargs)
-        scale, grouped = options["scale"], options["enable_gqa"]
-        yield Spelled(node, (node,), query, key, value, masks, scale, causal, grouped, dropout)
+        options = cast(dict[str, Any], node.kwargs)
+        yield Spelled(node, query, key, value, mask, options["scale"], causal, options["enable_gqa"], dropout)

@@ -17,7 +17,7 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.kernels.x86 import native
-from fxquant.passes.attention_heads import Heads, Sums, flat, hand_on, mask_of, read_heads, rows_of
+from fxquant.passes.attention_heads import Heads, flat, hand_on, mask_of, read_heads, rows_of
 from fxquant.passes.attention_spelling import Spelled, spelled
 from fxquant.passes.claims import hand_over
 
@@ -36,26 +36,25 @@ class FuseAttention:
 
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many attentions became the kernel."""
-        sums: Sums = {}
         count = 0
         for attention in spelled(gm) if native.available() else ():
             heads = read_heads(attention)
             if isinstance(heads, str):
                 edit.mark(attention.result, fallback=f"kernel x86_attention: {heads}")
                 continue
-            _replace(attention, heads, sums)
+            _replace(attention, heads)
             count += 1
         edit.sweep(gm)
         return count
 
 
-def _replace(attention: Spelled, read: Heads, sums: Sums) -> None:
+def _replace(attention: Spelled, read: Heads) -> None:
     node, graph = attention.result, attention.result.graph
-    mask = mask_of(attention, sums)
+    mask = mask_of(attention)
     with graph.inserting_before(node):
         rows = rows_of(read.query, read.key, read.value)
         tail = (mask, None, read.heads, read.kv_heads, read.scale, attention.causal)
         new = edit.call(graph, ATTENTION, (*rows, *tail), like=node, value=flat(node))
-    hand_over(attention.nodes, new)
+    hand_over((attention.result,), new)
     hand_on(node, new, read)
     graph.erase_node(node)

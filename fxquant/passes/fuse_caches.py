@@ -15,7 +15,7 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.kernels.x86 import native
-from fxquant.passes.attention_heads import Heads, Sums, flat, hand_on, mask_of, read_heads, rows_of
+from fxquant.passes.attention_heads import Heads, flat, hand_on, mask_of, read_heads, rows_of
 from fxquant.passes.attention_operands import Operand, operand, same_size
 from fxquant.passes.attention_spelling import Spelled, spelled
 from fxquant.passes.claims import hand_over
@@ -38,13 +38,12 @@ class FuseCaches:
 
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many attentions became the kernel."""
-        sums: Sums = {}
         count = 0
         for attention in spelled(gm) if native.available() else ():
             heads = read_heads(attention)
             step = None if isinstance(heads, str) else _read(heads)
             if step is not None and isinstance(heads, Heads):
-                _replace(attention, heads, step, sums)
+                _replace(attention, heads, step)
                 count += 1
         if count:
             edit.sort(gm)
@@ -102,10 +101,10 @@ def _rotary(query: fx.Node, key: fx.Node) -> tuple[Any, Any, bool] | None:
     return cos, sin, bool(interleaved)
 
 
-def _replace(attention: Spelled, read: Heads, step: _Step, sums: Sums) -> None:
+def _replace(attention: Spelled, read: Heads, step: _Step) -> None:
     node, graph = attention.result, attention.result.graph
     cos, sin, interleaved = step.rotary
-    mask, diagonal = mask_of(attention, sums), 0 if attention.causal else None
+    mask, diagonal = mask_of(attention), 0 if attention.causal else None
     with graph.inserting_before(node):
         rows = rows_of(*step.operands)
         sizes = (read.heads, read.kv_heads, read.scale, diagonal, interleaved)
@@ -117,7 +116,7 @@ def _replace(attention: Spelled, read: Heads, step: _Step, sums: Sums) -> None:
                 *((place, joined, edit.info(joined)) for place, joined in enumerate(step.joined, 1)),
             )
         ]
-    hand_over((*step.turning, *step.joined, *attention.nodes), kernel)
+    hand_over((*step.turning, *step.joined, attention.result), kernel)
     hand_on(node, results[0], read)
     graph.erase_node(node)
     for joined, result in zip(step.joined, results[1:], strict=True):
