@@ -73,25 +73,10 @@ def test_demo_proves_which_kernels_ran(demo):
         assert "aten::linear" not in line
 
 
-def test_demo_may_be_run_again(demo):
-    _, folder = demo
-    small = ("--text", folder / "text.txt", "--sentences", 12, "--batches", 1, "--rounds", 1)
-    again = run("minilm_demo.py", "--model", folder / "model", *small, folder=folder)
-    assert again.returncode == 0, again.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["--model", "nowhere"], "error: nowhere does not exist: expected the folder of a model"),
-        (["--text", "nothing.txt"], "error: nothing.txt: there is no such file"),
-    ],
-    ids=["model", "text"],
-)
-def test_demo_names_what_is_wrong(tmp_path, arguments, text):
-    done = run("minilm_demo.py", *arguments, folder=tmp_path)
+def test_demo_names_what_is_wrong(tmp_path):
+    done = run("minilm_demo.py", "--text", "nothing.txt", folder=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith(text)
+    assert done.stderr.startswith("error: nothing.txt: there is no such file")
 
 
 SCRIPTS = sorted(path for path in EXAMPLES.rglob("*.py") if path.name != "minilm_demo.py")

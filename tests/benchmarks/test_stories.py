@@ -39,7 +39,7 @@ def test_rows_of_a_head_are_turned_from_pairs_to_halves(script):
 
 @pytest.mark.skipif(not (DATA / "weights" / "stories260K").exists(), reason=f"no stories260K below {DATA}")
 def test_figures_of_some_stories(script, capsys):
-    script("stories").main(["--data", str(DATA), "--limit", "10", "--threads", "1"])
+    script("stories").main(["--data", str(DATA), "--limit", "4", "--threads", "1"])
     text = capsys.readouterr().out
     loss, int8, int4 = (
         float(re.search(rf"^{name}.*? (\d\.\d{{4}})", text, re.MULTILINE)[1]) for name in ("float32", "int8", "int4")

@@ -19,6 +19,6 @@ def test_arguments_have_names():
     gm = canonicalize(fxq.capture(Call(attend).eval(), (Q, K, V, M)))
     (attention,) = spelled(gm)
     assert (attention.scale, attention.causal, attention.grouped, attention.dropout) == (2.0, False, False, 0.0)
-    assert [each.name for each in (attention.query, attention.key, attention.value, *attention.masks)] == [
+    assert [each.name for each in (attention.query, attention.key, attention.value, attention.mask)] == [
         node.name for node in attention.result.graph.nodes if node.op == "placeholder"
     ]
