@@ -50,7 +50,7 @@ def save(graph: fx.GraphModule | Program, folder: str | Path) -> Path:
     check_destination(folder)
     place = Path(folder).resolve()
     graphs = _portable(graph)
-    tables, tensors = tensor_file.collect({name: _constants(gm) for name, gm in graphs.items()})
+    tables, tensors = tensor_file.collect({name: edit.constants(gm) for name, gm in graphs.items()})
     document = {
         "version": manifest.VERSION,
         **manifest.versions(),
@@ -126,10 +126,6 @@ def _portable(graph: fx.GraphModule | Program) -> dict[str, fx.GraphModule]:
         return {name: portable(gm) for name, gm in graphs.items()}
     except FxQuantError as error:
         raise ArtifactError(f"the graph cannot be saved: {error}") from None
-
-
-def _constants(gm: fx.GraphModule) -> dict[str, Tensor]:
-    return {str(node.target): edit.get_tensor(gm, node) for node in gm.graph.nodes if node.op == "get_attr"}
 
 
 def _foreign(place: Path) -> list[Path]:

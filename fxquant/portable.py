@@ -5,7 +5,7 @@ a meta tensor in its place, and `portable` unpacks the weight into a copy of the
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from torch import Tensor, fx
 from torch.utils.weak import WeakIdKeyDictionary
@@ -52,11 +52,10 @@ def portable(gm: fx.GraphModule) -> fx.GraphModule:
 def _filled(lowered: fx.GraphModule) -> fx.GraphModule:
     """Return the kept graph, or a copy of it with all weights where some are held packed alone."""
     qdq = kept(lowered)
-    gaps = {target: tensor for target, tensor in _constants(qdq) if tensor.is_meta}
+    gaps = {target: tensor for target, tensor in edit.constants(qdq).items() if tensor.is_meta}
     if not gaps:
         return qdq
-    sources = _sources(lowered)
-    known = {id(gaps[target]): packed for target, packed in sources.items() if target in gaps}
+    known = {id(gaps[target]): packed for target, packed in packed_constants(lowered) if target in gaps}
     full = edit.clone(qdq)
     for target, place in gaps.items():
         if id(place) not in known:
@@ -80,25 +79,13 @@ def release(graphs: Iterable[fx.GraphModule]) -> None:
     Graphs that share weights are to be given together: one that needs a plain weight keeps it for all.
     """
     graphs = list(graphs)
-    needed = {tensor_key(tensor) for gm in graphs for _, tensor in _constants(gm)}
+    needed = {tensor_key(tensor) for gm in graphs for tensor in edit.constants(gm).values()}
     for gm in graphs:
-        sources = _sources(gm)
-        packed = {tensor_key(tensor) for target, tensor in _constants(kept(gm)) if target in sources}
-        needed |= {key for _, tensor in _constants(kept(gm)) if (key := tensor_key(tensor)) not in packed}
+        keys = {target: tensor_key(tensor) for target, tensor in edit.constants(kept(gm)).items()}
+        needed |= set(keys.values()) - {keys[target] for target, _ in packed_constants(gm) if target in keys}
     places: dict[object, Tensor] = {}
     for gm in graphs:
-        for target, tensor in list(_constants(kept(gm))):
+        for target, tensor in edit.constants(kept(gm)).items():
             key = tensor_key(tensor)
             if key not in needed:
                 edit.set_tensor(kept(gm), target, places.setdefault(key, tensor.to("meta")))
-
-
-def _sources(lowered: fx.GraphModule) -> dict[str, Packed]:
-    """Return for each constant of the kept graph that the lowered one holds packed where that is."""
-    return dict(packed_constants(lowered))
-
-
-def _constants(gm: fx.GraphModule) -> Iterator[tuple[str, Tensor]]:
-    """Yield each constant that a graph reads, by its name."""
-    for target in {str(node.target): None for node in gm.graph.nodes if node.op == "get_attr"}:
-        yield target, edit.tensor_at(gm, target)

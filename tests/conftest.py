@@ -18,11 +18,7 @@ torch.set_num_threads(2)
 @pytest.fixture
 def float32_products():
     """Hold the kernels of attention to float32, so that results can be compared closely."""
-    from fxquant.kernels.x86 import native
+    from instruction_sets import using
 
-    if not native.available():
-        pytest.skip("the C++ kernels are not available, so attention is not fused")
-    before = native.use_isa("")
-    native.use_isa("avx2")
-    yield
-    native.use_isa(before)
+    with using("avx2"):
+        yield

@@ -85,16 +85,16 @@ def clone(gm: fx.GraphModule) -> fx.GraphModule:
 
 def get_tensor(gm: fx.GraphModule, node: fx.Node) -> Tensor:
     """Return the parameter or buffer that a get_attr node reads."""
-    return tensor_at(gm, str(node.target))
-
-
-def tensor_at(gm: fx.GraphModule, target: str) -> Tensor:
-    """Return the parameter or buffer at a dotted path."""
     holder: Any = gm
-    for part in target.split("."):
+    for part in str(node.target).split("."):
         holder = getattr(holder, part)
-    assert isinstance(holder, Tensor), f"{target} is no tensor"
+    assert isinstance(holder, Tensor), f"{node.target} is no tensor"
     return holder
+
+
+def constants(gm: fx.GraphModule) -> dict[str, Tensor]:
+    """Return every parameter and buffer that a graph reads, by its dotted path."""
+    return {str(node.target): get_tensor(gm, node) for node in gm.graph.nodes if is_constant(node)}
 
 
 def is_constant(node: object) -> bool:

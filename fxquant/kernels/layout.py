@@ -52,13 +52,12 @@ def join(gm: fx.GraphModule, parts: Sequence[fx.Node], joined: fx.Node) -> None:
 
 def packed_constants(gm: fx.GraphModule) -> Iterator[tuple[str, Packed]]:
     """Yield each weight of the Q/DQ graph that a constant, which the graph still reads, holds packed."""
-    read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    read = edit.constants(gm)
     for constant, found in edit.marks(gm).get(_FACT, {}).items():
         if constant in read:
-            tensor = edit.tensor_at(gm, constant)
             starts = accumulate((entries for _, entries, _, _ in found), initial=0)
             for start, (target, entries, layout, arguments) in zip(starts, found, strict=False):
-                yield target, Packed(tensor[start : start + entries], layout, tuple(arguments))
+                yield target, Packed(read[constant][start : start + entries], layout, tuple(arguments))
 
 
 def _note(gm: fx.GraphModule, constant: str, found: list[list[Any]]) -> None:

@@ -12,7 +12,6 @@ from torch.nn import functional
 import fxquant as fxq
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
-from fxquant.kernels.x86 import native
 from fxquant.passes.attention_spelling import SDPA
 from fxquant.passes.canonicalize import canonicalize
 from fxquant.passes.fuse_caches import CACHED, FuseCaches
@@ -22,14 +21,7 @@ from fxquant.passes.simplify_masks import SimplifyMasks
 attend = functional.scaled_dot_product_attention
 
 
-@pytest.fixture(autouse=True)
-def float32_products():
-    if not native.available():
-        pytest.skip("the C++ kernels are not available, so nothing is fused")
-    before = native.use_isa("")
-    native.use_isa("avx2")
-    yield
-    native.use_isa(before)
+pytestmark = pytest.mark.usefixtures("float32_products")
 
 
 def apart(x, heads=4):

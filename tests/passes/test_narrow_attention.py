@@ -4,6 +4,7 @@ import pytest
 import torch
 from golden import check_golden
 from graphs import lowered_graph
+from instruction_sets import using
 from torch import nn
 from torch.nn import functional
 
@@ -18,15 +19,8 @@ PASSES = ["merge_linears", "fuse_attention", "simplify_masks", "fuse_rows"]
 
 @pytest.fixture(autouse=True)
 def bfloat16_kernels():
-    if not native.available():
-        pytest.skip("the C++ kernels are not available")
-    before = native.use_isa("")
-    try:
-        native.use_isa("avx512_bf16")
-    except RuntimeError:
-        pytest.skip("this CPU has no avx512_bf16")
-    yield
-    native.use_isa(before)
+    with using("avx512_bf16"):
+        yield
 
 
 class Layer(nn.Module):

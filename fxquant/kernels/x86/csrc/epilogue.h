@@ -156,11 +156,12 @@ struct Ahead {
 template <int64_t kRows, class Tile>
 inline void linear_with(Tile tile, const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
   alignas(64) int32_t acc[kRows * kColumns];
+  if (row >= row_end) return;
+  const int64_t bytes = op.depths * kDepth * kColumns, tiles = (row_end - row + kRows - 1) / kRows;
+  const int64_t lines = (4 + tiles - 1) / tiles;  // a depth of a block has four
   for (int64_t b = block; b < block_end; ++b) {
     const Columns columns(op, b);
-    const int64_t bytes = op.depths * kDepth * kColumns;
     const int8_t *weight = op.weight + b * bytes, *next = b + 1 < block_end ? weight + bytes : op.next_weight;
-    const int64_t tiles = (row_end - row + kRows - 1) / kRows, lines = tiles < 4 ? (4 + tiles - 1) / tiles : 1;
     for (int64_t r = row; r < row_end; r += kRows) {
       const int64_t rows = row_end - r < kRows ? row_end - r : kRows;
       const int64_t done = (r - row) / kRows * op.depths * lines * 64;
