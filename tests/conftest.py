@@ -17,8 +17,17 @@ torch.set_num_threads(2)
 
 @pytest.fixture
 def float32_products():
-    """Hold the kernels of attention to float32, so that results can be compared closely."""
+    """Hold products of float numbers to float32, so that results can be compared closely; needs the C++ kernels."""
     from instruction_sets import using
 
     with using("avx2"):
         yield
+
+
+@pytest.fixture
+def float32_where_native(request):
+    """As `float32_products`, but also where there are no C++ kernels, and so nothing to hold."""
+    from fxquant.kernels.cpu import native
+
+    if native.available():
+        request.getfixturevalue("float32_products")
