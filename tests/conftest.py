@@ -1,5 +1,6 @@
 """Settings that every test runs under: no network, two threads, and `models` importable from any tests folder."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -11,8 +12,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
+import torch._dynamo
 
 torch.set_num_threads(2)
+# Capturing asks torch for the sizes of results; to remember them pays off for models of many layers, not for tiny ones.
+torch._dynamo.config.fake_tensor_cache_enabled = False
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what lives as long as the process: the libraries and thousands of collected tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
