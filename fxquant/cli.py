@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TextIO
 
 from fxquant.commands import backend, compare, explain, quantize
-from fxquant.errors import FxQuantError, FxQuantWarning
+from fxquant.errors import CheckError, FxQuantError, FxQuantWarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except FxQuantError as error:
             if args.debug:
                 raise
+            if isinstance(error, CheckError):
+                _print(error.report)
             print(f"fxquant: error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:

@@ -230,7 +230,7 @@ def test_backend_check_of_a_file(tmp_path, capsys):
     status, out, _ = run(capsys, "backend", "check", path)
     assert status == 0
     assert out.startswith("own: no description")
-    assert "weight = weight" in out
+    assert "weight int8 per-tensor" in out
     assert "takes" not in out
 
 
@@ -241,6 +241,25 @@ def test_backend_check_names_what_is_wrong(tmp_path, capsys):
     assert (status, out) == (1, "")
     assert "own.toml: [[op]] 1 (embeding)" in err
     assert "did you mean 'embedding'" in err
+
+
+def test_backend_check_fails_where_the_file_promises_too_much(tmp_path, capsys):
+    path = tmp_path / "own.toml"
+    path.write_text(OWN + "[kernel.embedding_int8.weight]\nsymmetric = true\n")
+    status, out, err = run(capsys, "backend", "check", path, "--json")
+    assert status == 1
+    assert err.startswith("fxquant: error: ")
+    assert "does not hold on this machine: limits of kernel embedding_int8 allow weight = " in err
+    data = json.loads(out)
+    broken = [row for row in data["limits"] if row["promised"] and not row["holds"]]
+    assert len(broken) == len(data["failures"]) > 1
+    assert all("the weight has to be int8" in row["reason"] for row in broken)
+
+
+def test_backend_schema_is_the_one_that_is_shipped(capsys):
+    status, out, _ = run(capsys, "backend", "schema")
+    assert status == 0
+    assert json.loads(out)["title"] == "fxquant backend file"
 
 
 STRICT = """
@@ -361,7 +380,7 @@ def test_module_and_status_of_the_process(tmp_path):
 
 
 def test_a_reader_that_stops_early_is_no_error():
-    command = f"{sys.executable} -m fxquant backend check x86 | head -1"
+    command = f"{sys.executable} -m fxquant backend schema | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("x86: ")
+    assert done.stdout == "{\n"
     assert done.stderr == ""
