@@ -15,6 +15,7 @@ from fxquant.cli import main
 from fxquant.commands import quantize as quantize_command
 from fxquant.errors import ArtifactError
 from fxquant.evaluation.pretrained import load_pretrained
+from fxquant.kernels.devices import DEVICES, Device
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +263,23 @@ def test_backend_schema_is_the_one_that_is_shipped(capsys):
     assert json.loads(out)["title"] == "fxquant backend file"
 
 
+def test_verify_certifies_the_integers_of_an_artifact(artifact, capsys):
+    status, out, err = run(capsys, "verify", artifact, "--devices", "--backend", "reference")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[2].split()[:5] == ["reference", "torch,", "any", "device", "equal"]
+
+
+def test_verify_fails_where_integers_differ(artifact, capsys, monkeypatch):
+    wrong = Device("wrong", multiply=lambda q, weight: torch.zeros(len(q), len(weight), dtype=torch.int32))
+    monkeypatch.setitem(DEVICES._entries, "reference", lambda: [wrong])
+    status, out, err = run(capsys, "verify", artifact, "--devices", "--backend", "reference", "--json")
+    assert status == 1
+    assert "does not compute the same integers everywhere: 7 products differ" in err
+    data = json.loads(out)
+    assert data["devices"][0]["status"] == "differs"
+    assert len(data["problems"]) == 7
+
+
 STRICT = """
 base = "dynamic"
 [spec.weight]
@@ -297,6 +315,8 @@ ERRORS = {
     "compare-no-artifact": ("compare {model} {model}", "has no manifest.json"),
     "compare-limit": ("compare {model} {artifact} --limit 0", "--limit 0: expected at least 1"),
     "compare-text": ("compare {model} {artifact} --text {tmp}", "is a directory; give a text file"),
+    "verify-no-artifact": ("verify {model} --devices", "has no manifest.json"),
+    "verify-backend": ("verify {artifact} --devices --backend x68", "unknown backend 'x68': did you mean 'x86'"),
     "no-backend-file": ("backend check {tmp}/none.toml", "none.toml: there is no such file"),
 }
 
@@ -354,8 +374,16 @@ def test_a_warning_is_one_line(model, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["quantise"], ["quantize", "model"], ["explain", "m", "--task", "poetry"], ["backend"], ["backend", "check"]],
-    ids=["nothing", "no-such-command", "no-output", "no-such-task", "backend", "no-file"],
+    [
+        [],
+        ["quantise"],
+        ["quantize", "model"],
+        ["explain", "m", "--task", "poetry"],
+        ["backend"],
+        ["backend", "check"],
+        ["verify", "a"],
+    ],
+    ids=["nothing", "no-such-command", "no-output", "no-such-task", "backend", "no-file", "verify what"],
 )
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
