@@ -43,6 +43,14 @@ class ArtifactError(FxQuantError):
     """A saved artifact is damaged, altered, too new, or in the way."""
 
 
+class CheckError(FxQuantError):
+    """A check found what does not hold; `report` is all that it found."""
+
+    def __init__(self, message: str, report: str) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 def suggest(name: object, known: Iterable[str]) -> str:
     """Return "; did you mean 'X'? Known: …" for a name that is not among `known`."""
     names = sorted(known)

@@ -1,12 +1,14 @@
 """Which instructions the kernels of a CPU use: the best that it has, or what a variable forces.
 
 The names of `NATIVE` are our own C++ kernels. Of x86, `avx512_bf16` differs from `avx512_vnni` in attention and
-weight-only linears, `avx_vnni` from `avx2` in integer ones. Those of `TORCH` are the operators of torch that stand in: `onednn` is its integer
-GEMMs, where they are exact, and `portable` exact products in float32 blocks.
+weight-only linears, `avx_vnni` from `avx2` in integer ones. Those of `TORCH` are the operators of torch that stand in:
+`onednn` is its integer GEMMs, where they are exact, and `portable` exact products in float32 blocks.
 """
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fxquant.errors import ConfigError, suggest
 
@@ -22,9 +24,28 @@ def micro_kernels() -> str | None:
     return _FOLDERS.get(platform.machine().lower())
 
 
+# What `forcing` forces, the innermost last.
+_inside: list[str] = []
+
+
+@contextmanager
+def forcing(name: str) -> Iterator[None]:
+    """Force instructions for what this process lowers and runs inside, as FXQUANT_ISA does for all of it."""
+    _inside.append(name)
+    try:
+        yield
+    finally:
+        _inside.pop()
+
+
+def torch_stands_in() -> bool:
+    """Say whether `forcing` asks for operators of torch."""
+    return bool(_inside) and _inside[-1] in TORCH
+
+
 def forced_isa() -> str | None:
-    """Return what FXQUANT_ISA forces, or None; an unknown name is a `ConfigError`."""
-    forced = os.environ.get(VARIABLE) or None
+    """Return what `forcing` or FXQUANT_ISA forces, or None; an unknown name is a `ConfigError`."""
+    forced = _inside[-1] if _inside else os.environ.get(VARIABLE) or None
     if forced is not None and forced not in NATIVE + TORCH:
         raise ConfigError(f"{VARIABLE} = {forced!r} is not known: {suggest(forced, NATIVE + TORCH)}")
     return forced

@@ -17,9 +17,9 @@ import torch
 from filelock import FileLock
 from rich.console import Console
 
-from fxquant.errors import FxQuantWarning
+from fxquant.errors import ConfigError, FxQuantWarning
 from fxquant.kernels.cpu import cached_attention, packed, rotary, row_program, unpad, weight_only
-from fxquant.kernels.cpu.isa import NATIVE, forced_isa, micro_kernels
+from fxquant.kernels.cpu.isa import NATIVE, VARIABLE, forced_isa, micro_kernels, torch_stands_in
 
 __all__ = [
     "available",
@@ -37,15 +37,23 @@ CACHE = "FXQUANT_CACHE"
 FLAGS = ["-O3", "-std=c++20", "-fopenmp"]
 
 
-@cache
 def available() -> bool:
-    """Load the C++ kernels, building them first where the cache has none; say whether they can be used here."""
+    """Load the C++ kernels, building them first where the cache has none; say whether they can be used here.
+
+    Raises:
+        ConfigError: FXQUANT_ISA forces instructions that this CPU has not.
+    """
+    return not torch_stands_in() and _usable()
+
+
+@cache
+def _usable() -> bool:
     forced = forced_isa()
     if micro_kernels() is None or (forced is not None and forced not in NATIVE):
         return False
     try:
         _load()
-        chosen = use_isa(forced or "")
+        chosen = _chosen(forced)
     except (OSError, RuntimeError, ImportError) as error:
         reason = _first_line(error)
         warnings.warn(
@@ -55,6 +63,15 @@ def available() -> bool:
         )
         return False
     return bool(chosen)
+
+
+def _chosen(forced: str | None) -> str:
+    """Return the instruction set in use: the forced one, or the best."""
+    best = use_isa("")
+    try:
+        return use_isa(forced) if forced else best
+    except RuntimeError as error:
+        raise ConfigError(f"{VARIABLE} = {forced!r}: {_first_line(error)}. Leave it out for {best!r}") from None
 
 
 def use_isa(name: str) -> str:
