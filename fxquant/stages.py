@@ -10,6 +10,7 @@ from torch import fx
 from fxquant.backends import Backend, load_backend, read_backend
 from fxquant.errors import FxQuantError, FxQuantWarning
 from fxquant.graph import edit
+from fxquant.graph.checks import two_devices
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass, Pipeline
 from fxquant.passes.canonicalize import CANONICAL
@@ -40,7 +41,7 @@ def prepare(graph: Graph, backend: str | Path | Backend = "x86", recipe: RecipeW
     wish = chosen.recipe(recipe)
     sites: set[tuple[str, str]] = set()
     prepared = _each(graph, lambda gm: _prepare(gm, chosen, wish, sites))
-    for override in wish.unused(sites):
+    for override in (each for each in wish.unused(sites) if not chosen.packages(each)):
         text = (
             f"the override path = {override.path!r}, op = {override.op!r} of {wish.label} matches no op of this model"
         )
@@ -161,3 +162,6 @@ def _expect_stage(gm: fx.GraphModule, verb: str, wanted: str, source: str) -> No
     if stage != wanted:
         found = f"one that is {stage}" if stage else "a GraphModule that fxquant did not make"
         raise FxQuantError(f"{verb} takes a graph that is {wanted}, from {source}; got {found}")
+    both = two_devices(edit.constants(gm))
+    if both is not None:
+        raise FxQuantError(f"{verb} takes a graph on one device: {both}; move all of it, as by graph.to('cpu')")

@@ -13,7 +13,7 @@ from fxquant.backends.plugins import load_plugins
 from fxquant.commands.options import add_command, progress
 from fxquant.errors import CheckError
 from fxquant.passes.lowering import LOWERING
-from fxquant.recipe import Changes
+from fxquant.recipe import Changes, Recipe
 from fxquant.spec import QuantSpec
 from fxquant.verification.backend import NO_VALIDATOR, BackendReport, check_backend
 from fxquant.verification.tables import limits_tables, rules_table
@@ -77,8 +77,16 @@ def _scheme(spec: QuantSpec) -> str:
 
 
 def _recipes(backend: Backend) -> str:
-    body = [(name, _changes(recipe.specs)) for name, recipe in backend.recipes.items()]
+    body = [(name, _changes(recipe.specs) + _overridden(recipe)) for name, recipe in backend.recipes.items()]
     return tabulate(body, ("recipe", "changes to the specs"), disable_numparse=True)
+
+
+def _overridden(recipe: Recipe) -> str:
+    """Return the overrides of a packaged recipe in brackets."""
+    parts = [
+        f" [{each.path}, {each.op}: {_changes(each.specs) if each.quantize else 'float'}]" for each in recipe.overrides
+    ]
+    return "".join(parts)
 
 
 def _changes(specs: Mapping[str, Changes]) -> str:
