@@ -74,7 +74,7 @@ VALUES = [0, 1, -1, 2.5, True, "", "float", "int8", "per-token", "linear", "weig
 
 
 def test_the_shipped_schema_is_made_of_what_is_registered():
-    """Regenerate it with: python -m fxquant backend schema > fxquant/backends/schema.json."""
+    """Regenerate it with: python -m fxquant backend schema --output fxquant/backends/schema.json."""
     packaged = {name for data in SHIPPED["allOf"] for name in [data["if"]["properties"]["kernels"]["const"]]}
     if packaged == set(KERNEL_SETS) and set(SHIPPED["properties"]["op"]["items"]["properties"]["use"]["enum"]) == set(
         OPS
