@@ -30,8 +30,9 @@ from fxquant.spec import QuantSpec
 
 # A kernel may differ by a step from its Q/DQ form, which rounds product and sum apart; the rest is float32's rounding.
 TOLERANCE = 1.001
-# A result that stays in float has the step of an 8-bit quantizer of each of its rows.
-_STEP = QuantSpec(dtype="uint8", granularity="per-token", dynamic=True)
+# A result that stays in float has the step of an 8-bit quantizer of all of it: a row of one value may be next to zero,
+# and what a kernel rounds its factors to shows in proportion to them, not to their sum.
+_STEP = QuantSpec(dtype="uint8", dynamic=True)
 USUAL = Sizes()
 _SAID = (Reason.LIMIT, Reason.FLOAT_BY_RECIPE, Reason.GUARD)
 
