@@ -106,7 +106,7 @@ def _rows(backend: Backend, references: Sequence[_Graph]) -> Iterator[DeviceRow]
             yield DeviceRow(backend=backend.name, device=device.name, missing=device.missing)
             continue
         compared = tuple(_compared(backend, device, each) for graph in references for each in graph.exact)
-        outputs, remarks = (None, ()) if device.multiply else _outputs(backend, device, references)
+        outputs, remarks = _outputs(backend, device, references) if device.graphs else (None, ())
         yield DeviceRow(backend=backend.name, device=device.name, products=compared, outputs=outputs, remarks=remarks)
 
 
