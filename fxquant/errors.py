@@ -57,3 +57,8 @@ def suggest(name: object, known: Iterable[str]) -> str:
     close = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(names) if names else '(none)'}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, which tells what; torch adds traces of its own code to it."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

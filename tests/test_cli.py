@@ -257,10 +257,15 @@ def test_backend_check_fails_where_the_file_promises_too_much(tmp_path, capsys):
     assert all("the weight has to be int8" in row["reason"] for row in broken)
 
 
-def test_backend_schema_is_the_one_that_is_shipped(capsys):
+def test_backend_schema_is_printed_or_written(tmp_path, capsys):
     status, out, _ = run(capsys, "backend", "schema")
     assert status == 0
     assert json.loads(out)["title"] == "fxquant backend file"
+    path = tmp_path / "backend.schema.json"
+    assert run(capsys, "backend", "schema", "--output", path)[:2] == (0, f"wrote {path}\n")
+    assert json.loads(path.read_text()) == json.loads(out)
+    status, _, err = run(capsys, "backend", "schema", "--output", tmp_path / "no" / "folder.json")
+    assert (status, "folder.json: cannot be written: No such file" in err) == (1, True)
 
 
 def test_verify_certifies_the_integers_of_an_artifact(artifact, capsys):

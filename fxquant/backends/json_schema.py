@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fxquant.backends.rules import INNER, LIMITED
+from fxquant.backends.schema import OVERRIDE
 from fxquant.kernels.table import KERNEL_SETS, Kernel
 from fxquant.observers import OBSERVERS
 from fxquant.ops import OPS
@@ -36,7 +37,7 @@ def backend_schema(passes: Iterable[str]) -> Schema:
             "name": _said("For messages and artifacts", _STRING),
             "description": _STRING,
             "kernels": _said("The kernel set that the kernels belong to", {"enum": sorted(KERNEL_SETS)}),
-            "spec": _said("Ways to quantize a tensor, by name", _tables({"$ref": "#/definitions/spec"})),
+            "spec": _said("Ways to quantize a tensor, by name", _specs()),
             "recipe": _said("Packaged recipes: changes to the specs", _tables(_recipe())),
             "op": _said("Rules; the first that can claims an op", {"type": "array", "items": _rule()}),
             "kernel": _said("What the kernels take, by role", _tables(_by_role())),
@@ -63,11 +64,16 @@ def _tables(each: Schema) -> Schema:
     return {"type": "object", "additionalProperties": each}
 
 
+def _specs() -> Schema:
+    return {**_tables({"$ref": "#/definitions/spec"}), "propertyNames": {"not": {"const": OVERRIDE}}}
+
+
 def _recipe() -> Schema:
-    changes = {"$ref": "#/definitions/changes"}
-    override = _object({"path": _STRING, "op": _STRING, "quantize": {"type": "boolean"}, "spec": _tables(changes)})
-    overrides = _said("Where it differs, by globs on path and op", {"type": "array", "items": override})
-    return {"type": "object", "properties": {"override": overrides}, "additionalProperties": changes}
+    """Return what a recipe may hold: changes by the name of a spec, and overrides for modules and ops."""
+    changes = _tables({"$ref": "#/definitions/changes"})
+    keys = {"path": _STRING, "op": _STRING, "quantize": {"type": "boolean"}, "spec": changes}
+    override = {**_object(keys), **_when({"quantize": False}, {"properties": {"spec": {"maxProperties": 0}}})}
+    return {**changes, "properties": {OVERRIDE: {"type": "array", "items": override}}}
 
 
 def _fields() -> Schema:

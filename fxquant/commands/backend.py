@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
@@ -11,7 +12,7 @@ from fxquant.backends import Backend, Limits
 from fxquant.backends.json_schema import backend_schema
 from fxquant.backends.plugins import load_plugins
 from fxquant.commands.options import add_command, progress
-from fxquant.errors import CheckError
+from fxquant.errors import CheckError, ConfigError
 from fxquant.passes.lowering import LOWERING
 from fxquant.recipe import Changes, Recipe
 from fxquant.spec import QuantSpec
@@ -26,13 +27,21 @@ def add(commands: Any) -> None:
     check = add_command(inner, "check", run, "Try every rule and limit of a backend file on this machine")
     check.add_argument("backend", metavar="FILE_OR_NAME", help="path of a .toml file, or the name of a backend")
     check.add_argument("--json", action="store_true", help="as JSON")
-    add_command(inner, "schema", schema, "Print the JSON Schema of backend files, for editors")
+    shown = add_command(inner, "schema", schema, "Print the JSON Schema of backend files, for editors")
+    shown.add_argument("--output", metavar="FILE", type=Path, help="write it there instead")
 
 
 def schema(args: argparse.Namespace) -> str:
     """Return the schema of backend files for all that is installed here."""
     load_plugins()
-    return json.dumps(backend_schema(LOWERING), indent=1)
+    text = json.dumps(backend_schema(LOWERING), indent=1)
+    if args.output is None:
+        return text
+    try:
+        args.output.write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{args.output}: cannot be written: {error.strerror}") from None
+    return f"wrote {args.output}"
 
 
 def run(args: argparse.Namespace) -> str:

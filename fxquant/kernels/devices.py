@@ -19,7 +19,8 @@ class Device:
     """One way in which a kernel set computes: an instruction set, a library, a card, an emulated processor.
 
     `missing` says why this machine has it not. Graphs are lowered and called inside `entered()`, with their tensors on
-    `place`. A device that can only multiply, as an emulated one, states `multiply` and is given integers alone.
+    `place`. Where products cannot be had from graphs in int32, `multiply` gives them: an engine that always rounds its
+    results to 8 bits states it, and an emulated processor, which runs no `graphs` at all.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Device:
     place: torch.device = CPU
     entered: Callable[[], AbstractContextManager[object]] = nullcontext
     multiply: Multiply | None = None
+    graphs: bool = True
 
 
 Lister = Callable[[], Iterable[Device]]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.backends import Backend, known_backends, load_backend
-from fxquant.errors import ConfigError, FxQuantError
+from fxquant.errors import ConfigError, FxQuantError, first_line
 from fxquant.evaluation.layers import run_layers
 from fxquant.graph import edit
 from fxquant.kernels.devices import CPU, DEVICES, Device
@@ -106,7 +106,7 @@ def _rows(backend: Backend, references: Sequence[_Graph]) -> Iterator[DeviceRow]
             yield DeviceRow(backend=backend.name, device=device.name, missing=device.missing)
             continue
         compared = tuple(_compared(backend, device, each) for graph in references for each in graph.exact)
-        outputs, remarks = (None, ()) if device.multiply else _outputs(backend, device, references)
+        outputs, remarks = _outputs(backend, device, references) if device.graphs else (None, ())
         yield DeviceRow(backend=backend.name, device=device.name, products=compared, outputs=outputs, remarks=remarks)
 
 
@@ -115,8 +115,8 @@ def _compared(backend: Backend, device: Device, exact: _Exact) -> ProductRow:
     try:
         kernel, found, expected = _multiplied(device, exact) if device.multiply else _ran(backend, device, exact)
     except Exception as error:  # whatever a foreign kernel raises
-        text = (str(error).strip().splitlines() or ["no message"])[0]
-        return ProductRow(op=product.op, path=product.path, failed=True, reason=f"{type(error).__name__}: {text}")
+        text = f"{type(error).__name__}: {first_line(error)}"
+        return ProductRow(op=product.op, path=product.path, failed=True, reason=text)
     if found is None:
         return ProductRow(op=product.op, path=product.path, reason=kernel)
     certain = expected.abs() <= LARGEST
@@ -164,8 +164,7 @@ def _outputs(backend: Backend, device: Device, references: Sequence[_Graph]) -> 
                 found = run_layers(lowered, set(), tuple(value.to(device.place) for value in each.inputs)).outputs
                 back = [value.to(CPU) if isinstance(value, Tensor) else value for value in found]
         except Exception as error:  # whatever a foreign kernel raises
-            text = (str(error).strip().splitlines() or ["no message"])[0]
-            return None, (f"the whole graph does not run: {type(error).__name__}: {text}",)
+            return None, (f"the whole graph does not run: {type(error).__name__}: {first_line(error)}",)
         for left, right in zip(each.outputs, back, strict=True):
             if isinstance(left, Tensor) and isinstance(right, Tensor) and left.is_floating_point():
                 worst = min(worst, sqnr(left, right))

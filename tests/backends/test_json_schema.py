@@ -31,7 +31,13 @@ FILE = {
         "groups": {"granularity": "per-group", "group_size": 32},
         "clipped": {"observer": "histogram", "options": {"method": "mse"}},
     },
-    "recipe": {"static": {"activation": {"granularity": "per-tensor", "dynamic": False}}, "w": {"activation": "float"}},
+    "recipe": {
+        "static": {"activation": {"granularity": "per-tensor", "dynamic": False}},
+        "w": {
+            "activation": "float",
+            "override": [{"path": "*head", "op": "linear", "quantize": True, "spec": {"weight": {"dtype": "int8"}}}],
+        },
+    },
     "op": [
         {"use": "linear", "kernel": "linear_int8", "x": "activation", "weight": "weight", "output": "activation"},
         {"use": "embedding", "note": "no kernel"},
@@ -68,7 +74,7 @@ VALUES = [0, 1, -1, 2.5, True, "", "float", "int8", "per-token", "linear", "weig
 
 
 def test_the_shipped_schema_is_made_of_what_is_registered():
-    """Regenerate it with: python -m fxquant backend schema > fxquant/backends/schema.json."""
+    """Regenerate it with: python -m fxquant backend schema --output fxquant/backends/schema.json."""
     packaged = {name for data in SHIPPED["allOf"] for name in [data["if"]["properties"]["kernels"]["const"]]}
     if packaged == set(KERNEL_SETS) and set(SHIPPED["properties"]["op"]["items"]["properties"]["use"]["enum"]) == set(
         OPS
@@ -100,7 +106,8 @@ def test_what_can_be_read_is_valid(place, value):
 def test_a_misspelt_key_is_refused_by_both(place, text):
     data = copy.deepcopy(FILE)
     table = at(data, place[:-1])
-    if not isinstance(table, dict) or place[:-1] in (("spec",), ("recipe",), ("recipe", "static"), ("recipe", "w")):
+    own = (("spec",), ("recipe",), ("recipe", "static"), ("recipe", "w"), ("recipe", "w", "override", 0, "spec"))
+    if not isinstance(table, dict) or place[:-1] in own:
         return  # these names are the file's own
     table[f"{place[-1]}{text}"] = table.pop(place[-1])
     assert not is_read(data)
@@ -127,6 +134,10 @@ WRONG = {
     "an empty limit": (("kernel", "linear_int8", "weight", "dtype"), []),
     "multiples of nothing": (("kernel", "linear_int8", "x", "inner_multiple_of"), 0),
     "unknown pass": (("lower", "passes"), ["merge_liners"]),
+    "a spec called override": (("spec", "override"), {}),
+    "a key of an override": (("recipe", "w", "override", 0, "paths"), "*"),
+    "an override that changes and does not": (("recipe", "w", "override", 0, "quantize"), False),
+    "a change of an override": (("recipe", "w", "override", 0, "spec", "weight", "dtype"), "int9"),
     "a change that is none": (("recipe", "w", "activation"), "int8"),
 }
 

@@ -9,7 +9,7 @@ from fxquant.errors import ConfigError
 from fxquant.ops import OPS
 from fxquant.spec import QuantSpec
 
-PACKAGED = ["reference", "x86"]
+PACKAGED = ["reference", "x86", "arm"]
 MINE = """
 name = "mine"
 kernels = "reference"
@@ -43,7 +43,8 @@ def test_packaged_names():
 def test_a_packaged_backend_loads_by_name(name):
     backend = load_backend(name)
     assert (backend.name, backend.source) == (name, f"{name}.toml")
-    assert set(backend.recipes) == {"dynamic", "static", "weight-only", "weight-only-int4"}
+    per_tensor = {"dynamic-per-tensor"} if name == "arm" else set()
+    assert set(backend.recipes) == {"dynamic", "static", "weight-only", "weight-only-int4"} | per_tensor
     assert read_backend(backend.to_dict(), "stored") == backend
 
 

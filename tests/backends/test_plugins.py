@@ -30,8 +30,10 @@ def install(tmp_path, monkeypatch):
     """Return a function that installs a package `NAME` with a backend of that name whose module is this code."""
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins.plugin_file.cache_clear()
+    installed = []
 
     def put(name, code, target="backend"):
+        installed.append(name)
         (tmp_path / f"{name}_module.py").write_text(textwrap.dedent(code))
         (tmp_path / f"{name}.toml").write_text(FILE.format(name=name))
         info = tmp_path / f"{name}-1.0.dist-info"
@@ -41,8 +43,8 @@ def install(tmp_path, monkeypatch):
 
     yield put
     plugins.plugin_file.cache_clear()
-    for module in [name for name in sys.modules if name.endswith("_module")]:
-        del sys.modules[module]
+    for name in installed:
+        sys.modules.pop(f"{name}_module", None)
 
 
 SOUND = """

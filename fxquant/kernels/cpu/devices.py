@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from fxquant.kernels.cpu import native
+from fxquant.kernels.cpu.isa import NATIVE
 from fxquant.kernels.devices import Device
 
 
@@ -27,6 +28,8 @@ def native_devices(names: Iterable[str]) -> Iterator[Device]:
 
 
 def _missing(name: str) -> str | None:
+    if name not in NATIVE:
+        return f"this CPU is {platform.machine()}"
     if not native.available():
         return f"the C++ kernels cannot be used on this machine ({platform.machine()})"
     try:

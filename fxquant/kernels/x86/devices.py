@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from fxquant.kernels.cpu.devices import native_devices
-from fxquant.kernels.cpu.isa import NATIVE, TORCH, forcing
+from fxquant.kernels.cpu.isa import PROCESSORS, forcing
 from fxquant.kernels.devices import Device, devices
 from fxquant.kernels.x86.isa import gemms_are_exact, isa
 
@@ -24,8 +24,8 @@ def _on_torch(name: str) -> Iterator[None]:
 @devices("x86")
 def x86_devices() -> Iterator[Device]:
     """Yield the instruction sets and roads of the x86 kernels."""
-    yield from native_devices(NATIVE)
-    for name in TORCH:
+    yield from native_devices(PROCESSORS["x86"])
+    for name in ("onednn", "portable"):
         inexact = name == "onednn" and not gemms_are_exact()
         missing = "torch's 8-bit products saturate, or are not there, on this machine" if inexact else None
         yield Device(f"torch {name}", missing=missing, entered=partial(_on_torch, name))

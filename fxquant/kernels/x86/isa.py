@@ -4,7 +4,9 @@ from functools import cache
 
 import torch
 
-from fxquant.kernels.cpu.isa import TORCH, forced_isa
+from fxquant.kernels.cpu.isa import forced_isa
+
+_KNOWN = ("onednn", "portable")
 
 
 @cache
@@ -14,7 +16,7 @@ def isa() -> str:
     FXQUANT_ISA forces one of them; it is read at the first call only.
     """
     forced = forced_isa()
-    if forced in TORCH:
+    if forced in _KNOWN:
         return forced
     return "onednn" if gemms_are_exact() else "portable"
 
