@@ -10,6 +10,7 @@ from torch import fx
 from fxquant.backends import Backend, load_backend, read_backend
 from fxquant.errors import FxQuantError, FxQuantWarning
 from fxquant.graph import edit
+from fxquant.graph.checks import two_devices
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass, Pipeline
 from fxquant.passes.canonicalize import CANONICAL
@@ -158,3 +159,6 @@ def _expect_stage(gm: fx.GraphModule, verb: str, wanted: str, source: str) -> No
     if stage != wanted:
         found = f"one that is {stage}" if stage else "a GraphModule that fxquant did not make"
         raise FxQuantError(f"{verb} takes a graph that is {wanted}, from {source}; got {found}")
+    both = two_devices(edit.constants(gm))
+    if both is not None:
+        raise FxQuantError(f"{verb} takes a graph on one device: {both}; move all of it, as by graph.to('cpu')")

@@ -1,5 +1,6 @@
 """Whether a model and its example inputs are fit to be captured."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,25 @@ def checked_example(model: nn.Module, example_inputs: Any) -> Example:
     return example
 
 
+def two_devices(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return which two tensors are on different devices, None where all are together; single values may be anywhere."""
+    where: dict[torch.device, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim:
+            where.setdefault(tensor.device, name)
+    if len(where) < 2:
+        return None
+    (one, first), (other, second), *_ = where.items()
+    return f"{first!r} is on {one} and {second!r} on {other}"
+
+
+def _check_one_device(model: nn.Module) -> None:
+    buffers = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
+    both = two_devices({**dict(model.named_parameters()), **buffers})
+    if both is not None:
+        raise CaptureError(f"the model lies on two devices: {both}; move all of it to one, as by model.to('cpu')")
+
+
 def _check_devices(model: nn.Module, example: Example) -> None:
     """Raise unless the inputs are where the model's tensors are."""
     where = {tensor.device: name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
@@ -32,6 +52,7 @@ def _check_model(model: nn.Module) -> None:
         raise CaptureError(f"capture takes a torch.nn.Module, not a {type(model).__name__}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise CaptureError("the model is of TorchScript, whose code cannot be captured: give the module it was made of")
+    _check_one_device(model)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise CaptureError(f"parameter {name!r} is on the meta device and has no values: load the weights first")

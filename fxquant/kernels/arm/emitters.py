@@ -4,13 +4,13 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.kernels.arm import qnnpack
+from fxquant.kernels.arm import devices, qnnpack
 from fxquant.kernels.cpu.emitters import CpuKernels
 from fxquant.kernels.emit import activation_of, embedding_emitter, linear_emitter, refusal
 from fxquant.kernels.reference import embedding, linear
 from fxquant.kernels.site import Operand, Site
 
-__all__ = ["embedding", "linear", "qnnpack"]  # importing them defines the ops
+__all__ = ["devices", "embedding", "linear", "qnnpack"]  # importing them defines the ops and registers the devices
 
 ops = torch.ops.fxquant
 

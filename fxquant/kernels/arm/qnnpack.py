@@ -34,17 +34,18 @@ def asked_for() -> bool:
     """Say whether FXQUANT_ISA asks for qnnpack; `ConfigError` where this build of torch has it not."""
     if forced_isa() != ENGINE:
         return False
-    engines = _engines()
-    if ENGINE not in engines:
+    found = engines()
+    if ENGINE not in found:
         raise ConfigError(
-            f"{VARIABLE} = {ENGINE!r}, but this build of torch has no such engine; it has {', '.join(engines)}"
+            f"{VARIABLE} = {ENGINE!r}, but this build of torch has no such engine; it has {', '.join(found)}"
         )
     return True
 
 
-def _engines() -> list[str]:
-    engines: list[str] = torch.backends.quantized.supported_engines
-    return engines
+def engines() -> list[str]:
+    """Return the quantized engines that this build of torch has."""
+    found: list[str] = torch.backends.quantized.supported_engines
+    return found
 
 
 def fits(x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None, out_scale: Tensor) -> bool:

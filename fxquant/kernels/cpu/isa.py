@@ -8,6 +8,8 @@ products (`neon_i8mm`) differ from `neon` in integer linears. The names of `TORC
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fxquant.errors import ConfigError, suggest
 
@@ -27,11 +29,27 @@ def micro_kernels() -> str | None:
 
 
 NATIVE = PROCESSORS.get(micro_kernels() or "", ())
+_inside: list[str] = []  # what `forcing` forces, the innermost last
+
+
+@contextmanager
+def forcing(name: str) -> Iterator[None]:
+    """Force instructions for what this process lowers and runs inside, as FXQUANT_ISA does for all of it."""
+    _inside.append(name)
+    try:
+        yield
+    finally:
+        _inside.pop()
+
+
+def torch_stands_in() -> bool:
+    """Say whether `forcing` asks for operators of torch."""
+    return bool(_inside) and _inside[-1] in TORCH
 
 
 def forced_isa() -> str | None:
-    """Return what FXQUANT_ISA forces, or None; `ConfigError` where it is unknown, or another processor's."""
-    forced = os.environ.get(VARIABLE) or None
+    """Return what `forcing` or FXQUANT_ISA forces, or None; `ConfigError` where it is unknown, or not of this CPU."""
+    forced = _inside[-1] if _inside else os.environ.get(VARIABLE) or None
     here = PROCESSORS.get(micro_kernels() or "", ()) + TORCH
     known = tuple(name for names in PROCESSORS.values() for name in names) + TORCH
     if forced is None or forced in here:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fxquant.errors import ConfigError, FxQuantWarning
 from fxquant.kernels.cpu import cached_attention, packed, rotary, row_program, unpad, weight_only
-from fxquant.kernels.cpu.isa import PROCESSORS, VARIABLE, forced_isa, micro_kernels
+from fxquant.kernels.cpu.isa import PROCESSORS, VARIABLE, forced_isa, micro_kernels, torch_stands_in
 from fxquant.kernels.cpu.toolchain import flags
 
 __all__ = [
@@ -37,13 +37,17 @@ KERNELS = Path(str(files("fxquant.kernels")))
 CACHE = "FXQUANT_CACHE"
 
 
-@cache
 def available() -> bool:
     """Load the C++ kernels, building them first where the cache has none; say whether they can be used here.
 
     Raises:
         ConfigError: FXQUANT_ISA names an instruction set that this CPU has not.
     """
+    return not torch_stands_in() and _usable()
+
+
+@cache
+def _usable() -> bool:
     forced = forced_isa()
     native = PROCESSORS.get(micro_kernels() or "", ())
     if not native or (forced is not None and forced not in native):

@@ -108,7 +108,7 @@ def test_it_is_taken_only_where_it_is_asked_for(monkeypatch):
 
 def test_a_build_of_torch_without_the_engine_is_an_error(monkeypatch):
     monkeypatch.setenv(VARIABLE, "qnnpack")
-    monkeypatch.setattr(qnnpack, "_engines", lambda: ["onednn", "fbgemm"])
+    monkeypatch.setattr(qnnpack, "engines", lambda: ["onednn", "fbgemm"])
     with pytest.raises(
         ConfigError, match="'qnnpack', but this build of torch has no such engine; it has onednn, fbgemm"
     ):
