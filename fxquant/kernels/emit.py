@@ -21,7 +21,8 @@ def activation_of(site: Site) -> str:
     return ACTIVATIONS[site.op]
 
 
-def _bias(site: Site) -> fx.Node | None:
+def bias_of(site: Site) -> fx.Node | None:
+    """Return the bias of a linear, as integers where it is quantized; None where there is none."""
     bias = site.operands.get("bias")
     return (bias.quantized or bias.value) if bias else None
 
@@ -42,7 +43,8 @@ def refusal(site: Site) -> str | None:
     return None
 
 
-def _integers(operand: Operand) -> tuple[fx.Node, fx.Node]:
+def integers_of(operand: Operand) -> tuple[fx.Node, fx.Node]:
+    """Return the integers and the scale of a quantized operand."""
     assert operand.quantized is not None and operand.scale is not None, "a claimed weight is quantized"
     return operand.quantized, operand.scale
 
@@ -60,8 +62,8 @@ def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitte
         refused = refusal(site)
         if refused is not None:
             return refused
-        x, (weight, weight_scale) = site.read("x"), _integers(site.read("weight"))
-        tail = (_bias(site), site.float_value("residual"), activation_of(site))
+        x, (weight, weight_scale) = site.read("x"), integers_of(site.read("weight"))
+        tail = (bias_of(site), site.float_value("residual"), activation_of(site))
         if x.quantized is None or x.spec is None:
             if site.requantize is not None:
                 return UNQUANTIZED
@@ -102,7 +104,7 @@ def weight_only_emitter(op: Any) -> Emitter:
             return refused
         weight = site.read("weight")
         assert weight.quantized is not None and weight.spec is not None, "a claimed weight is quantized"
-        tail = (_bias(site), site.float_value("residual"), activation_of(site))
+        tail = (bias_of(site), site.float_value("residual"), activation_of(site))
         values = (stored(weight.quantized), weight.scale, weight.zero_point)
         return site.emit(op, site.read("x").value, *values, *tail, weight.spec.dtype, weight.spec.group_size)
 
@@ -116,7 +118,7 @@ def grouped_emitter(static: Any, weight_only: Any) -> Emitter:
         refused = refusal(site)
         if refused is not None:
             return refused
-        x, weight, offsets = site.read("x"), _integers(site.read("weight")), site.read("offsets").value
+        x, weight, offsets = site.read("x"), integers_of(site.read("weight")), site.read("offsets").value
         if x.quantized is None:
             return site.emit(weight_only, x.value, *weight, offsets)
         return site.emit(static, x.quantized, x.scale, x.zero_point, *weight, offsets)
@@ -131,7 +133,7 @@ def embedding_emitter(op: Any) -> Emitter:
         refused = refusal(site)
         if refused is not None:
             return refused
-        return site.emit(op, *_integers(site.read("weight")), site.read("indices").value)
+        return site.emit(op, *integers_of(site.read("weight")), site.read("indices").value)
 
     return emit
 

@@ -1,0 +1,75 @@
+"""Compile every Triton kernel for GPUs that need not be here; prints one JSON line a kernel. Run as a script, as Triton
+compiles only in a process that was not told to interpret."""
+
+import json
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fxquant.kernels.cuda.device.gemm import int8_gemm_kernel
+from fxquant.kernels.cuda.device.rows import rows_kernel
+from fxquant.kernels.cuda.triton_support import OPTIONS
+
+ROWS = {
+    "x_ptr": "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32", "kept_ptr": "*fp32", "q_ptr": "*i8",
+    "scale_ptr": "*fp32", "zero_point_ptr": "*i32", "rows": "i32", "width": "i32",
+    **dict.fromkeys(("eps", "divisor", "middle", "qmin", "qmax", "smallest"), "fp32"),
+    "NORM": "layer", "STATIC": False, "SYMMETRIC": False, "ROWS": 2, "COLUMNS": 1024,
+}  # fmt: skip
+GEMM = {
+    "x_ptr": "*i8", "x_scale_ptr": "*fp32", "x_zero_point_ptr": "*i32", "weight_ptr": "*i8",
+    "weight_scale_ptr": "*fp32", "weight_sum_ptr": "*i32", "bias_ptr": "*fp32", "residual_ptr": "*fp32",
+    "y_ptr": "*fp32", "out_scale_ptr": None, "out_zero_point_ptr": None,
+    **dict.fromkeys(("m", "n", "k", "weight_stride", "m_class"), "i32"), "qmin": "fp32", "qmax": "fp32",
+    "BY_ROW": True, "BY_COLUMN": True, "UNSIGNED": False, "GATED": False, "ACTIVATION": "gelu", "WHOLE": True,
+    "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 128, "GROUP": 8,
+}  # fmt: skip
+REQUANTIZED = {"y_ptr": "*i8", "out_scale_ptr": "*fp32", "out_zero_point_ptr": "*i32"}
+KERNELS = {
+    "rows": (rows_kernel, ROWS),
+    "rows_bfloat16": (rows_kernel, ROWS | {"x_ptr": "*bf16", "kept_ptr": None, "NORM": "rms", "SYMMETRIC": True}),
+    "rows_static": (
+        rows_kernel,
+        ROWS | {"NORM": "none", "STATIC": True, "kept_ptr": None, "COLUMNS": 65536, "ROWS": 1},
+    ),
+    "gemm": (int8_gemm_kernel, GEMM),
+    "gemm_few_rows": (int8_gemm_kernel, GEMM | {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 256, "WHOLE": False}),
+    "gemm_unsigned": (
+        int8_gemm_kernel,
+        GEMM | REQUANTIZED | {"x_ptr": "*u8", "UNSIGNED": True, "BY_ROW": False, "ACTIVATION": "none"},
+    ),
+    "gemm_gated": (int8_gemm_kernel, GEMM | {"GATED": True, "ACTIVATION": "silu", "y_ptr": "*bf16"}),
+    "gemm_gelu_tanh": (int8_gemm_kernel, GEMM | {"ACTIVATION": "gelu_tanh", "x_zero_point_ptr": None}),
+}
+
+
+def compiled(kernel, arguments, capability):
+    """Return the PTX of a kernel whose arguments have the types, or are the constants, given by name."""
+    types = {name: value if _is_type(value) else "constexpr" for name, value in arguments.items()}
+    constants = {(kernel.arg_names.index(name),): value for name, value in arguments.items() if not _is_type(value)}
+    assert list(types) == kernel.arg_names or sorted(types) == sorted(kernel.arg_names), kernel.arg_names
+    types = {name: types[name] for name in kernel.arg_names}
+    # Pointers and the sizes that rows are apart by are multiples of 16, as torch's allocations and models' widths are.
+    even = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(kernel.arg_names)
+        if types[name].startswith("*") or name in ("n", "k", "width", "weight_stride")
+    }
+    source = ASTSource(kernel, signature=types, constexprs=constants, attrs=even)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8, **OPTIONS})
+
+
+def _is_type(value):
+    return isinstance(value, str) and (value.startswith("*") or value in ("i32", "fp32"))
+
+
+for name in sys.argv[1:] or KERNELS:
+    for capability in (80, 90):
+        made = compiled(*KERNELS[name], capability)
+        ptx = made.asm["ptx"]
+        facts = {"kernel": name, "capability": capability, "wgmma": "wgmma" in ptx, "mma_s8": ".s32.s8.s8" in ptx}
+        facts |= {"cubin": len(made.asm["cubin"]), "shared": made.metadata.shared, "fma": ptx.count("fma.rn.f32")}
+        facts |= {"div": ptx.count("div.rn.f32"), "approximate": ptx.count("div.full.f32")}
+        print(json.dumps(facts))  # noqa: T201
