@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from fxquant.errors import FxQuantError
 from fxquant.graph import edit
 from fxquant.kernels.cuda import gemm, rows
+from fxquant.kernels.cuda.emit_weight_only import emit_weight_only
 from fxquant.kernels.cuda.triton_support import refusal as device_refusal
 from fxquant.kernels.emit import (
     LINEARS,
@@ -20,7 +21,6 @@ from fxquant.kernels.emit import (
     integers_of,
     linear_emitter,
     refusal,
-    weight_only_emitter,
 )
 from fxquant.kernels.layout import Source
 from fxquant.kernels.reference import embedding, grouped, linear, weight_only
@@ -33,7 +33,6 @@ ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)
 
 _reference_linear = linear_emitter(ops.linear_int8.default, ops.linear_weight_int8.default)
-_reference_weight_only = weight_only_emitter(ops.linear_weight_only.default)
 
 
 @emitter("cuda", "linear_int8", serves=LINEARS, needs=("weight",))
@@ -59,12 +58,7 @@ def emit_linear(site: Site) -> fx.Node | str:
     return site.emit(ops.int8_gemm.default, q, scale, zero_point, *weight, sums, *tail)
 
 
-@emitter("cuda", "linear_weight_only", serves=LINEARS, needs=("weight",))
-def emit_weight_only(site: Site) -> fx.Node | str:
-    """Emit a linear of float activations on a weight of 8 or 4 bits."""
-    return _reference_weight_only(site)
-
-
+emitter("cuda", "linear_weight_only", serves=LINEARS, needs=("weight",))(emit_weight_only)
 emitter("cuda", "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(
     grouped_emitter(ops.grouped_linear_int8.default, ops.grouped_linear_weight_int8.default)
 )
