@@ -117,7 +117,7 @@ def x86_gelu(y: Tensor) -> Tensor:
     x, weight = torch.zeros(1, 4, dtype=torch.uint8), torch.zeros(-(-width // 64), 1, 64, 4, dtype=torch.int8)
     one, zero, sums = torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), torch.zeros(width, dtype=torch.int32)
     tail = (None, "gelu", None, None, 0, 0, torch.float32)
-    found: Tensor = torch.ops.fxquant.x86_packed_linear_int8(x, one, zero, weight, one, sums, y.flatten(), *tail)
+    found: Tensor = torch.ops.fxquant.packed_linear_int8(x, one, zero, weight, one, sums, y.flatten(), *tail)
     return found.view_as(y)
 
 

@@ -3,7 +3,7 @@
     python benchmarks/attention_kernels.py [--threads 2] [--rounds 40] [--lengths 16 64 128 512] [--batches 1 8 32]
 
 Each row is one (B, S, D) with 12 heads: the median time in microseconds of torch's attention with the transposes that
-the graph has around it, the same with a boolean mask of four dimensions, and of `fxquant::x86_attention` on the merged
+the graph has around it, the same with a boolean mask of four dimensions, and of `fxquant::attention` on the merged
 query, key and value: no mask, a key mask with every key alive, one with 55% of them alive, and the same tokens packed,
 the candidates taken in turn within every round. GFLOP/s count both products of all positions and nothing else; beside
 them stands their share of what the cores reach at best, a fused multiply-add every cycle on all lanes, which is
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import fxquant.kernels  # noqa: F401  (defines the ops)
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 
 HEADS = 12
 ALIVE = 0.55
@@ -83,7 +83,7 @@ def candidates(batch: int, length: int, width: int) -> dict[str, Callable[[], Te
     ragged = torch.arange(length) < alive[:, None]
     packed, offsets = merged[ragged][None], torch.tensor([0, *alive.cumsum(0)])
     every = torch.ones(batch, length, dtype=torch.bool)
-    op, rest = torch.ops.fxquant.x86_attention, (HEADS, HEADS, width**-0.5, False)
+    op, rest = torch.ops.fxquant.attention, (HEADS, HEADS, width**-0.5, False)
 
     def of_torch(mask: Tensor | None) -> Tensor:
         parts = (x.reshape(batch, length, HEADS, width).transpose(1, 2) for x in merged.split(columns, -1))

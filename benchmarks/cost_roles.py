@@ -21,7 +21,7 @@ def seconds(spec: Spec) -> Answer:
     fxq, models = importlib.import_module("fxquant"), importlib.import_module("encoder_models")
     folder = Path(spec["folder"]) if spec["folder"] else None
     model, example = models.load_example(spec["model"], folder, spec["quick"])
-    importlib.import_module("fxquant.kernels.x86.native").available()  # builds or loads the kernels
+    importlib.import_module("fxquant.kernels.cpu.native").available()  # builds or loads the kernels
     found: Answer = {}
     captured = timed(found, "capture", lambda: fxq.capture(model, example))
     prepared = timed(found, "prepare", lambda: fxq.prepare(captured, "x86", "dynamic"))

@@ -31,8 +31,8 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.nn import functional
 
 import fxquant.kernels  # noqa: F401  (defines the ops)
-from fxquant.kernels.x86 import native
-from fxquant.kernels.x86.packed import column_sums, pack
+from fxquant.kernels.cpu import native
+from fxquant.kernels.cpu.packed import column_sums, pack
 
 SIZES = ((384, 384), (384, 1536), (1536, 384), (768, 768), (768, 3072), (3072, 768))
 Candidates = dict[str, Callable[[], Tensor]]
@@ -72,8 +72,8 @@ def candidates(rows: int, depth: int, width: int, activation: str) -> Candidates
     return {
         "float32": lambda: after(functional.linear(x, weight, bias)),
         "torch.ao": lambda: after(ao(x)),
-        "dynamic": lambda: ops.x86_packed_linear_dynamic_int8(x, *packed, "uint8", False, "restricted"),
-        "static": lambda: ops.x86_packed_linear_int8(q, x_scale, x_zero_point, *packed, *output),
+        "dynamic": lambda: ops.packed_linear_dynamic_int8(x, *packed, "uint8", False, "restricted"),
+        "static": lambda: ops.packed_linear_int8(q, x_scale, x_zero_point, *packed, *output),
         "stand-in, d.": lambda: ops.x86_linear_dynamic_int8(x, *plain, "uint8", "per-token", False, "restricted"),
         "stand-in, s.": lambda: ops.x86_linear_int8(q, x_scale, x_zero_point, *plain, *output),
     }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fxquant.kernels  # noqa: F401  (defines the ops)
-from fxquant.kernels.x86 import weight_only
+from fxquant.kernels.cpu import weight_only
 from fxquant.numerics import choose_qparams, quantize
 from fxquant.spec import QuantSpec
 
@@ -61,7 +61,7 @@ def ours(weight: Tensor, spec: QuantSpec) -> Candidate:
     size = packed.numel() + 4 * scale.numel() + (0 if zeros is None else zeros.numel())
     own = [(packed.clone(), scale.clone(), None if zeros is None else zeros.clone()) for _ in range(count(size))]
     group = weight_only.group_size(spec, k)
-    op = torch.ops.fxquant.x86_packed_linear_weight_only.default
+    op = torch.ops.fxquant.packed_linear_weight_only.default
     return Candidate(lambda x, each: op(x, *each, None, None, "none", n, group), own, size)
 
 

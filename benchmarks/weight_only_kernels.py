@@ -22,7 +22,7 @@ from memory import measure_reading
 from torch import Tensor
 from weight_only_candidates import FLOAT, Candidate, candidates
 
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 
 SIZES = [(4096, 4096), (2048, 2048), (1024, 4096), (512, 512)]
 

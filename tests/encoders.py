@@ -1,4 +1,4 @@
-"""Encoders whose attention is `fxquant::x86_attention` already, as in lowered graphs, with heads of any kind."""
+"""Encoders whose attention is `fxquant::attention` already, as in lowered graphs, with heads of any kind."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ VOCABULARY, WIDTH, HEADS, POSITIONS = 50, 32, 4, 40
 def attend(qkv, mask, causal=False, heads=HEADS):
     """Return self-attention of merged query, key and value (B, S, 3·WIDTH)."""
     scale = (WIDTH // heads) ** -0.5
-    return torch.ops.fxquant.x86_attention(qkv, None, None, mask, None, heads, heads, scale, causal)
+    return torch.ops.fxquant.attention(qkv, None, None, mask, None, heads, heads, scale, causal)
 
 
 def rotate(x, angles):
@@ -39,7 +39,7 @@ class Layer(nn.Module):
         rate = torch.arange(size) / size
         angles = torch.arange(qkv.shape[1])[None, :, None, None].float() * rate
         q, k = rotate(q, angles), rotate(k, angles)
-        return torch.ops.fxquant.x86_attention(q, k, v, mask, None, HEADS, HEADS, size**-0.5, self.causal)
+        return torch.ops.fxquant.attention(q, k, v, mask, None, HEADS, HEADS, size**-0.5, self.causal)
 
 
 class Encoder(nn.Module):

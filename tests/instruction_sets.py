@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 
 
 @contextmanager

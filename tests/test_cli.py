@@ -112,7 +112,7 @@ def test_explain_a_model_states_a_plan(model, capsys):
 def test_explain_an_artifact_states_what_runs(artifact, capsys):
     _, out, _ = run(capsys, "explain", artifact)
     assert "(planned)" not in out
-    assert "fxquant.x86_" in out
+    assert "fxquant.packed_linear" in out
     assert "moves-data: moves values" not in out
 
 

@@ -11,8 +11,8 @@ from test_layers import LAYERS
 import fxquant as fxq
 from fxquant.backends import load_backend, packaged_backends, schema
 from fxquant.backends.rules import INNER, LIMITED
+from fxquant.kernels.cpu import isa
 from fxquant.kernels.table import KERNEL_SETS
-from fxquant.kernels.x86 import isa
 from fxquant.observers import OBSERVERS
 from fxquant.ops import OPS
 from fxquant.passes.canonicalize import CANONICAL, canonicalize

@@ -131,7 +131,7 @@ def test_each_op_is_in_a_kernel_or_has_an_enumerated_reason():
     model, inputs = models.t5()
     for row in fxq.ledger(fxq.quantize(model, inputs)).rows:
         assert row.quantized == (not row.reason)
-        float_kernels = ("fxquant.x86_row_program", "fxquant.x86_attention", "fxquant.x86_cached_attention")
+        float_kernels = ("fxquant.row_program", "fxquant.attention", "fxquant.cached_attention")
         assert bool(row.kernel) == row.quantized or row.kernel in float_kernels, "a float step of a kernel"
         assert row.quantized or row.code in set(Reason)
         assert row.code != "no-rule" or row.family is None

@@ -10,7 +10,7 @@ from torch import nn
 import fxquant as fxq
 from fxquant.errors import FxQuantError
 from fxquant.graph import edit
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.portable import kept, portable, release
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="weights are packed for the C++ kernels")

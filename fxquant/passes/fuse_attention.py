@@ -1,4 +1,4 @@
-"""Scaled dot-product attention → `fxquant::x86_attention`, which reads and writes heads where linears leave them.
+"""Scaled dot-product attention → `fxquant::attention`, which reads and writes heads where linears leave them.
 
 ATen's attention takes [B, H, S, D], so around it stand a view and a transpose for each operand and for the result. The
 kernel takes [B, S, H·D]: they go. Where query, key and value are columns of one tensor, the kernel reads that. Keys and
@@ -16,12 +16,12 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.attention_heads import Heads, flat, hand_on, mask_of, read_heads, rows_of
 from fxquant.passes.attention_spelling import Spelled, spelled
 from fxquant.passes.claims import hand_over
 
-ATTENTION = torch.ops.fxquant.x86_attention.default
+ATTENTION = torch.ops.fxquant.attention.default
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FuseAttention:
         for attention in spelled(gm) if native.available() else ():
             heads = read_heads(attention)
             if isinstance(heads, str):
-                edit.mark(attention.result, fallback=f"kernel x86_attention: {heads}")
+                edit.mark(attention.result, fallback=f"kernel attention: {heads}")
                 continue
             _replace(attention, heads)
             count += 1

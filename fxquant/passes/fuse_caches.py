@@ -1,4 +1,4 @@
-"""Attention whose keys and values are joined to a cache → `fxquant::x86_cached_attention`, which does both.
+"""Attention whose keys and values are joined to a cache → `fxquant::cached_attention`, which does both.
 
 A decoding step joins its new keys and values to those of the tokens before, attends to all, and returns them as the
 longer cache. Joined by ATen's `cat`, the whole cache is copied at each token. The kernel writes the new ones behind the
@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.attention_heads import Heads, flat, hand_on, mask_of, read_heads, rows_of
 from fxquant.passes.attention_operands import Operand, operand, same_size
 from fxquant.passes.attention_spelling import Spelled, spelled
@@ -22,7 +22,7 @@ from fxquant.passes.claims import hand_over
 from fxquant.passes.fuse_rotary import ROTARY
 
 aten = torch.ops.aten
-CACHED = torch.ops.fxquant.x86_cached_attention.default
+CACHED = torch.ops.fxquant.cached_attention.default
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings, spelled out in six ops or more → `fxquant::x86_rotary`.
+"""Rotary position embeddings, spelled out in six ops or more → `fxquant::rotary`.
 
     x·cos + cat(−x₂, x₁)·sin           x₁, x₂ the halves of x, cut or split off: Llama's and GPT-NeoX's
     x·cos + interleave(−x₂, x₁)·sin    x₁, x₂ its even and its odd features: GPT-J's
@@ -14,12 +14,12 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.claims import hand_over
 from fxquant.passes.unpad import ZERO
 
 aten = torch.ops.aten
-ROTARY = torch.ops.fxquant.x86_rotary.default
+ROTARY = torch.ops.fxquant.rotary.default
 LAST = (-1, 3)
 
 

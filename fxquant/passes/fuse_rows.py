@@ -14,17 +14,17 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.claims import hand_over
 from fxquant.passes.row_regions import regions
 from fxquant.passes.row_steps import write_program
 
-ROW_PROGRAM = torch.ops.fxquant.x86_row_program.default
+ROW_PROGRAM = torch.ops.fxquant.row_program.default
 
 
 @dataclass(frozen=True)
 class FuseRows:
-    """Replace every region of two or more row-local ops on the same rows by one `x86_row_program`."""
+    """Replace every region of two or more row-local ops on the same rows by one `row_program`."""
 
     name: ClassVar[str] = "fuse_rows"
     after: ClassVar[tuple[str, ...]] = ("lower", "sink_quantize", "unpad")

@@ -12,8 +12,8 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.kernels.x86 import native
-from fxquant.kernels.x86.row_program import steps
+from fxquant.kernels.cpu import native
+from fxquant.kernels.cpu.row_program import steps
 from fxquant.passes.fuse_attention import ATTENTION
 from fxquant.passes.fuse_rows import ROW_PROGRAM
 

@@ -1,4 +1,4 @@
-"""Which ops are steps of a row-local region (`fxquant::x86_row_program`), and the lines that they are in it."""
+"""Which ops are steps of a row-local region (`fxquant::row_program`), and the lines that they are in it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def serves(few: tuple[int, ...] | None, rows: tuple[int, ...] | None) -> bool:
 
 
 def write_program(nodes: list[fx.Node], results: Iterable[fx.Node]) -> tuple[list[Any], list[Any], str]:
-    """Return inputs, constants and text of the program of some steps in order (`fxquant.kernels.x86.row_program`)."""
+    """Return inputs, constants and text of the program of some steps in order (`fxquant.kernels.cpu.row_program`)."""
     names: dict[fx.Node, str] = {}
     inputs: list[fx.Node] = []
     constants: list[fx.Node] = []
@@ -187,11 +187,11 @@ def _embedding(node: fx.Node) -> Words:
 
 
 READERS: dict[Any, Callable[[fx.Node], Words | None]] = {
-    ops.x86_packed_linear_dynamic_int8.default: _linear,
-    ops.x86_packed_linear_int8.default: _linear_bytes,
-    ops.x86_packed_linear_weight_only.default: _weight_only,
-    ops.x86_quantize.default: _quantize,
-    ops.x86_rows_embedding_int8.default: _embedding,
+    ops.packed_linear_dynamic_int8.default: _linear,
+    ops.packed_linear_int8.default: _linear_bytes,
+    ops.packed_linear_weight_only.default: _weight_only,
+    ops.quantize_static.default: _quantize,
+    ops.rows_embedding_int8.default: _embedding,
     aten.layer_norm.default: _layer_norm,
     aten.rms_norm.default: _rms_norm,
     aten.slice.Tensor: _columns,

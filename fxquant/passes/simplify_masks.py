@@ -38,8 +38,8 @@ from fxquant.passes.masks.terms import (
 )
 
 aten = torch.ops.aten
-ATTENTION = torch.ops.fxquant.x86_attention.default
-CACHED = torch.ops.fxquant.x86_cached_attention.default
+ATTENTION = torch.ops.fxquant.attention.default
+CACHED = torch.ops.fxquant.cached_attention.default
 SDPA = aten.scaled_dot_product_attention.default
 MASK: dict[Any, int] = {ATTENTION: 3, SDPA: 3, CACHED: 5}  # where the mask stands among their arguments
 CAUSAL: dict[Any, int] = {ATTENTION: 8, SDPA: 5, CACHED: 11}  # and where causality

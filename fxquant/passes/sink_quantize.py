@@ -15,11 +15,11 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
-from fxquant.kernels.x86 import packed
+from fxquant.kernels.cpu import packed
 from fxquant.ops.shape import MOVES_VALUES
 
 assert packed, "registers the op"
-QUANTIZE = torch.ops.fxquant.x86_quantize.default
+QUANTIZE = torch.ops.fxquant.quantize_static.default
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fxquant.ops.shape import MOVES_VALUES
 from fxquant.passes.token_rules import token_operands
 
 aten = torch.ops.aten
-ATTENTION = torch.ops.fxquant.x86_attention.default
+ATTENTION = torch.ops.fxquant.attention.default
 _LAST = 2**63 - 1  # how a slice without an end ends
 
 

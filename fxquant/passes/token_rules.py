@@ -147,18 +147,18 @@ _LINEAR = _rows("x", "input", "residual", "x_scale", "x_zero_point")
 _SPLIT = along(2)
 
 RULES: dict[Any, Rule] = {
-    ops.x86_packed_linear_dynamic_int8.default: _LINEAR,
-    ops.x86_packed_linear_int8.default: _LINEAR,
+    ops.packed_linear_dynamic_int8.default: _LINEAR,
+    ops.packed_linear_int8.default: _LINEAR,
     ops.x86_linear_dynamic_int8.default: _LINEAR,
     ops.x86_linear_int8.default: _LINEAR,
     ops.x86_linear_weight_int8.default: _LINEAR,
-    ops.x86_packed_linear_weight_only.default: _LINEAR,
+    ops.packed_linear_weight_only.default: _LINEAR,
     ops.linear_weight_only.default: _LINEAR,
     aten.linear.default: _LINEAR,
-    ops.x86_rows_embedding_int8.default: _lookup,
+    ops.rows_embedding_int8.default: _lookup,
     ops.x86_embedding_int8.default: _lookup,
     aten.embedding.default: _lookup,
-    ops.x86_quantize.default: _rows("x"),
+    ops.quantize_static.default: _rows("x"),
     ops.quantize.default: _quantization,
     ops.dequantize.default: _quantization,
     aten.layer_norm.default: _norm,

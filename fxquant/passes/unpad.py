@@ -102,7 +102,7 @@ def _index(mask: fx.Node) -> tuple[fx.Node, fx.Node]:
     assert known is not None, "the mask of a region is known"
     (batch, length), varies = known.shape, known.dynamic[0]
     infos = (TensorInfo(torch.int64, (batch * length,), (True,)), TensorInfo(torch.int64, (batch + 1,), (varies,)))
-    found = edit.call(mask.graph, ops.x86_token_index.default, (mask,), like=mask)
+    found = edit.call(mask.graph, ops.token_index.default, (mask,), like=mask)
     index, offsets = (
         edit.call(mask.graph, operator.getitem, (found, number), like=mask, value=info)
         for number, info in enumerate(infos)
@@ -118,7 +118,7 @@ def _serve(batch: _Batch, value: fx.Node, axis: int) -> None:
     padded = None
     for user, how in [(user, how) for user, read, how in batch.region.exits if read is value]:
         if how is Exit.SELECT:
-            _take_place(user, ops.x86_select_token.default, (value, batch.mask, batch.index, user.args[2]))
+            _take_place(user, ops.select_token.default, (value, batch.mask, batch.index, user.args[2]))
         elif how is Exit.SIZE:
             whole = batch.region.whole
             assert whole is not None, "a region of which sizes are asked has an input with these sizes"
@@ -139,7 +139,7 @@ def _unpacked(batch: _Batch, value: fx.Node, axis: int) -> fx.Node:
     """Insert the padded form of a value of the region, which is still described so."""
     first = exchanged(value, axis)
     args = (first, batch.mask, batch.index)
-    padded = edit.call(value.graph, ops.x86_unpack_tokens.default, args, like=value, value=edit.info(first))
+    padded = edit.call(value.graph, ops.unpack_tokens.default, args, like=value, value=edit.info(first))
     result = exchanged(padded, axis)
     result.meta |= {key: each for key, each in value.meta.items() if key == "val"}
     return result
@@ -159,7 +159,7 @@ def _enter(batch: _Batch, uses: list[Use]) -> None:
     """Pack values, and let the region read them so."""
     graph, mask = batch.index.graph, batch.mask
     values = [exchanged(_as_batch(use), use.axis) for use in uses]
-    packed = edit.call(graph, ops.x86_pack_tokens.default, (values, mask, batch.index), like=mask)
+    packed = edit.call(graph, ops.pack_tokens.default, (values, mask, batch.index), like=mask)
     for number, (use, value) in enumerate(zip(uses, values, strict=True)):
         item = edit.call(graph, operator.getitem, (packed, number), like=use.value, value=edit.info(value))
         describe_packed(item, 1, mask)

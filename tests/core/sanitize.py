@@ -13,18 +13,19 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-CORE = HERE.parents[1] / "fxquant" / "kernels" / "x86" / "csrc"
+KERNELS = HERE.parents[1] / "fxquant" / "kernels"
+FOLDERS = [KERNELS / "cpu" / "csrc", KERNELS / "x86" / "csrc"]
 FLAGS = ["-std=c++20", "-O2", "-g", "-Wno-psabi", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 
 
 def main() -> int:
     """Return the exit code of the compiler, or of the program."""
-    sources = [path for path in sorted(CORE.glob("*.cpp")) if not path.name.startswith("binding")]
+    found = [path for folder in FOLDERS for path in sorted(folder.glob("*.cpp"))]
+    sources = [HERE / "exercise.cpp", *(path for path in found if not path.name.startswith("binding"))]
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "exercise"
-        compiler = os.environ.get("CXX", "c++")
-        build = [compiler, *FLAGS, "-fno-sanitize-recover=all", f"-I{CORE}", HERE / "exercise.cpp", *sources]
-        code = subprocess.run([*build, "-pthread", "-o", program], check=False).returncode
+        build = [os.environ.get("CXX", "c++"), *FLAGS, "-fno-sanitize-recover=all", *(f"-I{each}" for each in FOLDERS)]
+        code = subprocess.run([*build, *sources, "-pthread", "-o", program], check=False).returncode
         return code or subprocess.run([program], check=False).returncode
 
 

@@ -13,7 +13,7 @@ from fxquant.evaluation.kernels_ran import (
     kernels_that_ran,
     other_kernels,
 )
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 
 X, W = torch.ones(4, 8), torch.ones(16, 8)
 
@@ -79,17 +79,17 @@ def test_description_adds_up_products_and_lists_what_is_no_product():
 
 
 def test_an_own_linear_that_calls_no_product_is_compiled_integer_code():
-    ran = Counter({"fxquant::x86_packed_linear_int8": 5, "fxquant::quantize": 2})
-    assert integer_products(ran) == {"fxquant::x86_packed_linear_int8": 5}
+    ran = Counter({"fxquant::packed_linear_int8": 5, "fxquant::quantize": 2})
+    assert integer_products(ran) == {"fxquant::packed_linear_int8": 5}
     assert other_kernels(ran) == {"fxquant::quantize": 2}
 
 
 def test_a_weight_only_linear_multiplies_floats():
-    ran = Counter({"fxquant::x86_packed_linear_weight_only": 5, "fxquant::x86_rows_embedding_int8": 3})
+    ran = Counter({"fxquant::packed_linear_weight_only": 5, "fxquant::rows_embedding_int8": 3})
     assert not integer_products(ran)
-    assert float_products(ran) == {"fxquant::x86_packed_linear_weight_only": 5}
-    assert other_kernels(ran) == {"fxquant::x86_rows_embedding_int8": 3}
-    assert describe_kernels(ran).startswith("5 × fxquant::x86_packed_linear_weight_only")
+    assert float_products(ran) == {"fxquant::packed_linear_weight_only": 5}
+    assert other_kernels(ran) == {"fxquant::rows_embedding_int8": 3}
+    assert describe_kernels(ran).startswith("5 × fxquant::packed_linear_weight_only")
 
 
 @pytest.mark.parametrize("recipe", ["weight-only", "weight-only-int4"])
@@ -100,21 +100,21 @@ def test_every_weight_only_linear_leaves_a_trace(recipe):
     graph = fxq.quantize(model, inputs, backend="x86", recipe=recipe)
     ran = kernels_that_ran(lambda: graph(**inputs))
     rows = [row for row in fxq.ledger(graph).rows if row.family == "linear"]
-    assert all(row.kernel.endswith("x86_packed_linear_weight_only") for row in rows)
-    alone = sum("x86_packed_linear_weight_only" in str(node.target) for node in graph.graph.nodes)
-    programs = [node.args[2] for node in graph.graph.nodes if "x86_row_program" in str(node.target)]
+    assert all(row.kernel.endswith("packed_linear_weight_only") for row in rows)
+    alone = sum("packed_linear_weight_only" in str(node.target) for node in graph.graph.nodes)
+    programs = [node.args[2] for node in graph.graph.nodes if "row_program" in str(node.target)]
     steps = sum(text.count("= weight_only ") for text in programs)
     assert 2 < alone + steps < len(rows), "query, key and value are one"
-    assert float_products(ran)["fxquant::x86_packed_linear_weight_only"] == alone
-    assert float_products(ran)["fxquant::x86_row_program.linear_weight_only"] == steps > 0
+    assert float_products(ran)["fxquant::packed_linear_weight_only"] == alone
+    assert float_products(ran)["fxquant::row_program.linear_weight_only"] == steps > 0
     assert not integer_products(ran)
     assert "aten::linear" not in ran
 
 
 def test_the_same_op_on_a_machine_without_compiler_is_not():
-    ran = Counter({"fxquant::x86_packed_linear_int8": 5, "fxquant::x86_packed_linear_int8 > aten::matmul": 5})
+    ran = Counter({"fxquant::packed_linear_int8": 5, "fxquant::packed_linear_int8 > aten::matmul": 5})
     assert not integer_products(ran)
-    assert float_products(ran) == {"fxquant::x86_packed_linear_int8 > aten::matmul": 5}
+    assert float_products(ran) == {"fxquant::packed_linear_int8 > aten::matmul": 5}
     assert describe_kernels(ran) == "5 × aten::matmul"
 
 
@@ -123,12 +123,12 @@ def test_every_linear_of_a_fused_kernel_leaves_a_trace(lowered_bert):
     if not native.available():
         pytest.skip("without compiled kernels a fused kernel calls torch's products")
     ran = kernels_that_ran(lambda: graph(**inputs))
-    fused = [row for row in fxq.ledger(graph).rows if row.kernel.startswith("fxquant.x86_row_program: ")]
+    fused = [row for row in fxq.ledger(graph).rows if row.kernel.startswith("fxquant.row_program: ")]
     linears = sum(row.family == "linear" for row in fused)
     assert linears > 2
-    assert ran["fxquant::x86_row_program.linear_int8"] == linears
-    assert integer_products(ran)["fxquant::x86_row_program.linear_int8"] == linears
-    assert ran["fxquant::x86_row_program.embedding_int8"] == sum(row.op == "embedding" for row in fused) == 3
+    assert ran["fxquant::row_program.linear_int8"] == linears
+    assert integer_products(ran)["fxquant::row_program.linear_int8"] == linears
+    assert ran["fxquant::row_program.embedding_int8"] == sum(row.op == "embedding" for row in fused) == 3
 
 
 def test_a_fused_kernel_is_described_by_the_kernels_that_it_runs():

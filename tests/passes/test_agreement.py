@@ -10,10 +10,10 @@ from torch.nn import functional
 
 import fxquant as fxq
 from fxquant.backends import read_backend
-from fxquant.kernels.x86 import native
-from fxquant.kernels.x86.row_program import row_program
+from fxquant.kernels.cpu import native
+from fxquant.kernels.cpu.row_program import row_program
 
-ROW_PROGRAM = torch.ops.fxquant.x86_row_program.default
+ROW_PROGRAM = torch.ops.fxquant.row_program.default
 MODELS = ["bert", "roberta", "distilbert", "t5", "mlp"]
 # Their activations go through exponentials, which differ between the kernel sets in the last bits.
 EXPONENTIAL = ["gpt2", "llama"]

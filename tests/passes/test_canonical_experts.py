@@ -10,8 +10,8 @@ from models import ids
 
 import fxquant as fxq
 from fxquant.graph import edit
+from fxquant.kernels.cpu import native
 from fxquant.kernels.reference.grouped import grouped_linear
-from fxquant.kernels.x86 import native
 from fxquant.passes.canonical_experts import GROUPED_LINEAR
 
 E, N, K = 3, 8, 16
@@ -77,7 +77,7 @@ def test_each_expert_and_channel_has_its_scale(backend, recipe):
 @pytest.mark.skipif(not native.available(), reason="no C++ kernels")
 def test_packed_kernel_equals_the_reference():
     graphs = [lowered_graph(Holding(GROUPED[0][1], w=W), X, ENDS, backend=backend) for backend in ("reference", "x86")]
-    assert "x86_grouped_linear_dynamic_int8" in fxq.ledger(graphs[1]).to_table()
+    assert "packed_grouped_linear_dynamic_int8" in fxq.ledger(graphs[1]).to_table()
     qdq = fxq.convert(fxq.prepare(fxq.capture(Holding(GROUPED[0][1], w=W).eval(), (X, ENDS)), "x86", "dynamic"))
     torch.testing.assert_close(graphs[1](X, ENDS), fxq.lower(qdq, "reference")(X, ENDS), rtol=0, atol=1e-5)
 

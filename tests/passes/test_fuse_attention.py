@@ -17,7 +17,7 @@ from fxquant.backends import read_backend
 from fxquant.evaluation.kernels_ran import float_products, kernels_that_ran
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.attention_spelling import SDPA
 from fxquant.passes.canonicalize import canonicalize
 from fxquant.passes.fuse_attention import ATTENTION, FuseAttention
@@ -271,7 +271,7 @@ def test_near_miss(case):
     _, after = graphs(Call(function), (X,))
     (node,) = nodes(after, SDPA)
     assert reason in edit.marks(node)["fallback"]
-    assert edit.marks(node)["fallback"].startswith("kernel x86_attention: ")
+    assert edit.marks(node)["fallback"].startswith("kernel attention: ")
     assert not nodes(after, ATTENTION)
 
 
@@ -308,15 +308,15 @@ def test_the_ledger_still_has_every_op():
     assert sorted(rows(fused)) == sorted(rows(apart))
     assert fxq.ledger(fused).coverage == fxq.ledger(apart).coverage
     (first, *_) = [row for row in fxq.ledger(fused).rows if row.family == "attention"]
-    assert first.kernel == "fxquant.x86_attention"
+    assert first.kernel == "fxquant.attention"
     assert "its probabilities never reach memory" in first.reason
 
 
 def test_the_kernel_runs():
     lowered, inputs = fxq.lower(converted("bert")), captured("bert")[1]
     ran = kernels_that_ran(lambda: lowered(**inputs))
-    assert ran["fxquant::x86_attention"] == 2
-    assert float_products(ran) == {"fxquant::x86_attention": 2}
+    assert ran["fxquant::attention"] == 2
+    assert float_products(ran) == {"fxquant::attention": 2}
 
 
 def test_a_loaded_artifact_is_fused_too(tmp_path):

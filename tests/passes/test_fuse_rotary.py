@@ -7,7 +7,7 @@ from graphs import Call, canonical_graph
 
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.fuse_rotary import ROTARY, FuseRotary
 
 X, COS, SIN = torch.randn(2, 3, 5, 8), torch.randn(2, 1, 5, 8), torch.randn(2, 1, 5, 8)

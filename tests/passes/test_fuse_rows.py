@@ -14,7 +14,7 @@ from torch.nn import functional
 import fxquant as fxq
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.fuse_rows import ROW_PROGRAM, FuseRows
 from fxquant.passes.row_regions import regions
 
@@ -114,8 +114,8 @@ def test_a_row_names_the_fused_kernel_and_its_own():
     gm = block()
     FuseRows().apply(gm)
     kernels = {(row.op, row.module_path): row.kernel for row in fxq.ledger(gm).rows}
-    host = "fxquant.x86_row_program"
-    assert kernels["linear_gelu", "up"] == f"{host}: x86_packed_linear_dynamic_int8"
+    host = "fxquant.row_program"
+    assert kernels["linear_gelu", "up"] == f"{host}: packed_linear_dynamic_int8"
     assert kernels["aten.layer_norm", "norm.1"] == host
     assert all(row.node == fused(gm)[0].name for row in fxq.ledger(gm).rows)
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.fuse_attention import ATTENTION
 from fxquant.passes.narrow_attention import NarrowAttention
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.fuse_rows import FuseRows
 from fxquant.passes.row_regions import regions
 from fxquant.passes.row_steps import read_step
@@ -136,7 +136,7 @@ def test_bytes_that_leave_a_region_keep_their_maker_out():
     gm = lowered(lambda m, x: m.second(norm(x + x).transpose(0, 1)), x())
     assert kinds(gm) == [["add", "norm"]]
     targets = [str(node.target) for node in gm.graph.nodes]
-    assert targets.index("fxquant.x86_quantize.default") < targets.index("aten.transpose.int")
+    assert targets.index("fxquant.quantize_static.default") < targets.index("aten.transpose.int")
 
 
 def test_bytes_that_are_read_inside_and_outside_stay_out():

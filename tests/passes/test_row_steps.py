@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.row_steps import leading, read_step, serves, write_program
 
 

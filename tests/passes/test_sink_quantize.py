@@ -10,13 +10,13 @@ from torch.nn import functional
 import fxquant as fxq
 from fxquant.graph import edit
 from fxquant.graph.text import to_text
-from fxquant.kernels.x86 import native
+from fxquant.kernels.cpu import native
 from fxquant.passes.fuse_attention import ATTENTION
 from fxquant.passes.fuse_rows import ROW_PROGRAM
 from fxquant.passes.sink_quantize import QUANTIZE, SinkQuantize
 from fxquant.stages import unfused
 
-LINEAR = torch.ops.fxquant.x86_packed_linear_int8.default
+LINEAR = torch.ops.fxquant.packed_linear_int8.default
 
 
 @pytest.fixture(autouse=True)

@@ -102,7 +102,7 @@ def test_ragged_batches(pair, batch, length, kept, seed):
 @pytest.mark.parametrize("mask", MASKS)
 def test_causal_and_rotary(options, mask):
     exact, zero = _variant(**options)
-    assert "fxquant.x86_unpack_tokens" in targets(zero)
+    assert "fxquant.unpack_tokens" in targets(zero)
     assert_agree(exact, zero, inputs(MASKS[mask]))
 
 
@@ -141,9 +141,9 @@ def test_no_row_of_padding_is_computed(pair):
 
     Watch(pair[1]).run(*given.values(), enable_io_processing=False)
     tokens = int(MASK.sum())
-    assert seen["fxquant.x86_attention.default"] == {(1, tokens)}
-    assert seen["fxquant.x86_row_program.default"] == {(1, tokens)}
-    assert seen["fxquant.x86_unpack_tokens.default"] == {tuple(MASK.shape)}
+    assert seen["fxquant.attention.default"] == {(1, tokens)}
+    assert seen["fxquant.row_program.default"] == {(1, tokens)}
+    assert seen["fxquant.unpack_tokens.default"] == {tuple(MASK.shape)}
 
 
 def test_exact_is_the_default_and_changes_nothing(pair):
@@ -172,26 +172,26 @@ def last_token(hidden, mask):
 
 
 HEADS_SERVED = {
-    "first token": (lambda hidden, mask: hidden[:, 0], "fxquant.x86_select_token"),
-    "first token, kept as one": (lambda hidden, mask: hidden[:, 0:1], "fxquant.x86_unpack_tokens"),
-    "last token": (last_token, "fxquant.x86_unpack_tokens"),
-    "mean over tokens": (pooled, "fxquant.x86_unpack_tokens"),
+    "first token": (lambda hidden, mask: hidden[:, 0], "fxquant.select_token"),
+    "first token, kept as one": (lambda hidden, mask: hidden[:, 0:1], "fxquant.unpack_tokens"),
+    "last token": (last_token, "fxquant.unpack_tokens"),
+    "mean over tokens": (pooled, "fxquant.unpack_tokens"),
     "mean by where": (
         lambda hidden, mask: torch.where(mask.bool()[..., None], hidden, 0.0).sum(1),
-        "fxquant.x86_unpack_tokens",
+        "fxquant.unpack_tokens",
     ),
     "mean by masked_fill": (
         lambda hidden, mask: hidden.masked_fill(~mask.bool()[..., None], 0.0).mean(1),
-        "fxquant.x86_unpack_tokens",
+        "fxquant.unpack_tokens",
     ),
-    "two values a token": (lambda hidden, mask: hidden[..., :2].split(1, -1), "fxquant.x86_unpack_tokens"),
-    "a number a token": (lambda hidden, mask: hidden[..., :1].squeeze(-1), "fxquant.x86_unpack_tokens"),
-    "the best column": (lambda hidden, mask: hidden.softmax(-1).argmax(-1), "fxquant.x86_unpack_tokens"),
+    "two values a token": (lambda hidden, mask: hidden[..., :2].split(1, -1), "fxquant.unpack_tokens"),
+    "a number a token": (lambda hidden, mask: hidden[..., :1].squeeze(-1), "fxquant.unpack_tokens"),
+    "the best column": (lambda hidden, mask: hidden.softmax(-1).argmax(-1), "fxquant.unpack_tokens"),
     "heads before tokens": (
         lambda hidden, mask: hidden.unflatten(-1, (4, 8)).transpose(1, 2),
-        "fxquant.x86_unpack_tokens",
+        "fxquant.unpack_tokens",
     ),
-    "sizes": (lambda hidden, mask: hidden[:, 0] * hidden.shape[1], "fxquant.x86_select_token"),
+    "sizes": (lambda hidden, mask: hidden[:, 0] * hidden.shape[1], "fxquant.select_token"),
 }
 RIGHT = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]])
 
@@ -223,7 +223,7 @@ def test_what_is_masked_may_go_anywhere():
             return self.layers[1](self.conv(hidden.transpose(1, 2)).transpose(1, 2), mask)
 
     exact, zero = lowered(Masked().eval())
-    assert targets(zero).count("fxquant.x86_pack_tokens") == 2
+    assert targets(zero).count("fxquant.pack_tokens") == 2
     assert_agree(exact, zero, inputs(MASK))
 
 
@@ -257,7 +257,7 @@ def test_hidden_states_of_every_layer():
             return tuple(states)
 
     exact, zero = lowered(Deep())
-    assert targets(zero).count("fxquant.x86_unpack_tokens") == 3
+    assert targets(zero).count("fxquant.unpack_tokens") == 3
     assert_agree(exact, zero, inputs(MASK))
 
 
@@ -269,7 +269,7 @@ class Cross(Encoder):
         hidden = self.layers[0](self.words(input_ids), mask)
         q = self.pool(self.words(other))
         k, v = self.layers[1].out(hidden), self.layers[1].qkv(hidden)[..., :32]
-        return torch.ops.fxquant.x86_attention(q, k, v, mask, None, 4, 4, 0.3, False)
+        return torch.ops.fxquant.attention(q, k, v, mask, None, 4, 4, 0.3, False)
 
 
 @pytest.mark.parametrize("length", [4, 7])
@@ -277,7 +277,7 @@ def test_attention_of_another_sequence_is_served_with_padding(length):
     other = torch.randint(1, 50, (3, length), generator=torch.Generator().manual_seed(3))
     given = {**inputs(MASK), "other": other}
     exact, zero = lowered(Cross(), given)
-    attentions = [node for node in zero.graph.nodes if "x86_attention" in str(node.target)]
+    attentions = [node for node in zero.graph.nodes if node.target is torch.ops.fxquant.attention.default]
     assert [node.args[4] is not None for node in attentions] == [True, False]
     assert torch.equal(zero(**given), exact(**given))
 
@@ -294,7 +294,7 @@ def test_two_encoders_with_masks_of_their_own():
     second = inputs([[1, 1, 1, 0], [0, 1, 1, 1]], seed=5)
     given = {**inputs(MASK), "ids": second["input_ids"], "other": second["attention_mask"]}
     exact, zero = lowered(Two().eval(), given)
-    assert targets(zero).count("fxquant.x86_token_index") == 2
+    assert targets(zero).count("fxquant.token_index") == 2
     for found, expected, mask in zip(zero(**given), exact(**given), (MASK, second["attention_mask"]), strict=True):
         assert_zeros_or_equal(found, expected, mask.bool())
 
@@ -307,7 +307,7 @@ def test_what_stands_before_attention_may_meet_tokens():
             return self.layers[0](x, attention_mask.to(torch.bool))
 
     exact, zero = lowered(Smoothed())
-    assert "fxquant.x86_pack_tokens" in targets(zero)
+    assert "fxquant.pack_tokens" in targets(zero)
     assert_agree(exact, zero, inputs(MASK))
 
 
@@ -412,7 +412,7 @@ def test_one_attention_of_all_positions_is_enough_to_refuse():
         def forward(self, input_ids, attention_mask):
             return self.layers[1](self.layers[0](self.words(input_ids), attention_mask.to(torch.bool)), None)
 
-    with pytest.warns(FxQuantWarning, match="fxquant.x86_attention.default at layers.1 would read padding"):
+    with pytest.warns(FxQuantWarning, match="fxquant.attention.default at layers.1 would read padding"):
         assert "unpadded" not in edit.marks(lowered(Mixed())[1])
 
 
@@ -458,7 +458,7 @@ def test_the_ledger_has_the_same_products():
         for gm in graphs
     )
     assert exact == zero
-    assert [row[4] for row in zero if "attention" in row[0]] == ["fxquant.x86_attention"] * 2
+    assert [row[4] for row in zero if "attention" in row[0]] == ["fxquant.attention"] * 2
     assert fxq.ledger(graphs[0]).coverage == fxq.ledger(graphs[1]).coverage
 
 
@@ -510,7 +510,7 @@ def test_same_bits_with_one_and_two_threads(pair):
 def test_models(name):
     given = captured(name)[1]
     exact, zero = both(converted(name))
-    attentions = [node for node in zero.graph.nodes if "x86_attention" in str(node.target)]
+    attentions = [node for node in zero.graph.nodes if node.target is torch.ops.fxquant.attention.default]
     assert len(attentions) == 2
     assert all(node.args[3] is None and node.args[4] is not None for node in attentions), "packed, with offsets"
     for mask in (given["attention_mask"], RIGHT, MASK):

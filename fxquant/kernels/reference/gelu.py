@@ -2,7 +2,7 @@
 
 a·Φ(−a) = a/2·erfc(a/√2) is a cubic polynomial in t = 5.75·a − n, |t| ≤ 1/2, for each whole n up to 30, each fitted to
 the least greatest error; beyond it is 0. The C++ kernels compute the same, operation by operation, so results are equal
-to the bit (x86/csrc/epilogue.h, gelu_table.h).
+to the bit (cpu/csrc/epilogue.h, gelu_table.h).
 """
 
 import torch

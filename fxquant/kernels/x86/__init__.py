@@ -1,1 +1,1 @@
-"""Kernels for x86 CPUs on the integer GEMMs that ship with torch (oneDNN); same meaning as the reference."""
+"""Kernels for x86 CPUs: micro-kernels of the C++ core, and the integer GEMMs that ship with torch (oneDNN)."""

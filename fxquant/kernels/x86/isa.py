@@ -1,35 +1,17 @@
-"""Which integer instructions the x86 kernels use: decided once, by asking the machine, or forced by a variable.
+"""Which operators of torch stand in for the C++ kernels on x86: decided once, by asking the machine, or forced."""
 
-`avx512_bf16`, `avx512_vnni`, `avx_vnni` and `avx2` are our own C++ kernels; the first differs from the second in
-attention only, the third from the fourth in linears; `onednn` is torch's integer GEMMs, where they are exact;
-`portable` is exact products in float32 blocks.
-"""
-
-import os
 from functools import cache
 
 import torch
 
-from fxquant.errors import ConfigError, suggest
-
-VARIABLE = "FXQUANT_X86_ISA"
-NATIVE = ("avx512_bf16", "avx512_vnni", "avx_vnni", "avx2")
-TORCH = ("onednn", "portable")
-
-
-def forced_isa() -> str | None:
-    """Return what FXQUANT_X86_ISA forces, or None; an unknown name is a `ConfigError`."""
-    forced = os.environ.get(VARIABLE) or None
-    if forced is not None and forced not in NATIVE + TORCH:
-        raise ConfigError(f"{VARIABLE} = {forced!r} is not known: {suggest(forced, NATIVE + TORCH)}")
-    return forced
+from fxquant.kernels.cpu.isa import TORCH, forced_isa
 
 
 @cache
 def isa() -> str:
     """Return "onednn" where torch's 8-bit GEMMs are exact on this machine, else "portable".
 
-    FXQUANT_X86_ISA forces one of them; it is read at the first call only.
+    FXQUANT_ISA forces one of them; it is read at the first call only.
     """
     forced = forced_isa()
     if forced in TORCH:

@@ -1,7 +1,7 @@
 import pytest
-from instruction_sets import using
 
-from fxquant.kernels.x86.isa import NATIVE, VARIABLE, isa
+from fxquant.kernels.cpu.isa import VARIABLE
+from fxquant.kernels.x86.isa import isa
 
 
 @pytest.fixture
@@ -24,10 +24,3 @@ def each_isa(request, on_isa):
         pytest.skip("oneDNN's 8-bit GEMMs saturate on this machine")
     on_isa(request.param)
     return request.param
-
-
-@pytest.fixture(params=NATIVE)
-def native_isa(request):
-    """Run the test on each instruction set of the C++ kernels that this CPU has."""
-    with using(request.param) as name:
-        yield name

@@ -1,4 +1,4 @@
-"""Weights of 8 or 4 bits under float activations: `fxquant::x86_packed_linear_weight_only`, run by our C++ kernels.
+"""Weights of 8 or 4 bits under float activations: `fxquant::packed_linear_weight_only`, run by our C++ kernels.
 
 A weight is packed once, on lowering, in blocks of 64 columns; its values are signed, and zero beyond N or K:
 
@@ -8,8 +8,7 @@ A weight is packed once, on lowering, in blocks of 64 columns; its values are si
 
 A group is filled up with zeros, and the last one may have fewer values.
 Scales, and zero points where there are any, are [⌈N/64⌉, G, 64]. One scale a column is one group of all K depths.
-The implementation here unpacks and multiplies by torch; native.py puts the C++ one before it. `x86_linear_weight_int8`
-and `x86_embedding_int8` are what torch's operators do for plain weights where there is no compiler.
+The implementation here unpacks and multiplies by torch; native.py puts the C++ one before it.
 """
 
 import torch
@@ -19,10 +18,7 @@ from torch.nn import functional
 from fxquant.kernels.int4 import pack_int4, unpack_int4
 from fxquant.kernels.layout import LAYOUTS
 from fxquant.kernels.library import define
-from fxquant.kernels.reference import embedding as reference_embedding
-from fxquant.kernels.reference import linear as reference_linear
 from fxquant.kernels.reference.epilogue import finish
-from fxquant.kernels.x86.gemm import finish_
 from fxquant.numerics import as_groups, dequantize
 from fxquant.spec import QParams, QuantSpec
 
@@ -58,7 +54,7 @@ def layout_arguments(spec: QuantSpec, shape: tuple[int, ...]) -> tuple[int, ...]
     return shape[1], group_size(spec, shape[1]), _middle(spec)
 
 
-@LAYOUTS.register("x86_columns")
+@LAYOUTS.register("columns")
 def _plain(packed: Tensor, like: Tensor, depth: int, group: int, middle: int) -> Tensor:
     """Return the weight that `pack` took, as Q/DQ graphs store it: two values a byte where they have 4 bits."""
     codes = unpack(packed, len(like), depth, group)
@@ -137,34 +133,10 @@ def _fake_packed(
     return x.new_empty((*x.shape[:-1], columns), dtype=torch.float32)
 
 
-def linear_weight_int8(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
-) -> Tensor:
-    """Return what the reference `linear_weight_int8` does; the scale is applied to whichever is smaller, w or x·wᵀ."""
-    rows = x.reshape(-1, x.shape[-1]).float()
-    wide = weight.float()
-    if rows.shape[0] < weight.shape[1]:
-        y = functional.linear(rows, wide).mul_(weight_scale)
-        y = y if bias is None else y.add_(bias)
-    else:
-        y = functional.linear(rows, wide.mul_(weight_scale.reshape(-1, 1)), bias)
-    return finish_(y.view(*x.shape[:-1], weight.shape[0]), activation, residual).to(x.dtype)
-
-
-def embedding_int8(weight: Tensor, weight_scale: Tensor, indices: Tensor) -> Tensor:
-    """Return what the reference `embedding_int8` does."""
-    rows = functional.embedding(indices, weight).to(torch.float32)
-    if weight_scale.ndim == 0:
-        return rows.mul_(weight_scale)
-    return rows.mul_(weight_scale[indices].unsqueeze(-1))
-
-
 define(
-    "x86_packed_linear_weight_only(Tensor x, Tensor packed, Tensor weight_scale, Tensor? weight_zero_point, "
+    "packed_linear_weight_only(Tensor x, Tensor packed, Tensor weight_scale, Tensor? weight_zero_point, "
     "Tensor? bias, Tensor? residual, str activation, int columns, int group_size, "
     "int? activated=None) -> Tensor",
     packed_linear_weight_only,
     _fake_packed,
 )
-define(f"x86_{reference_linear.LINEAR_WEIGHT_INT8}", linear_weight_int8, reference_linear.fake_linear_weight_int8)
-define(f"x86_{reference_embedding.EMBEDDING_INT8}", embedding_int8, reference_embedding.fake_embedding_int8)

@@ -1,4 +1,4 @@
-"""`fxquant::x86_attention`: softmax(q·kᵀ·scale + mask)·v in float32, read and written as the linears around it do.
+"""`fxquant::attention`: softmax(q·kᵀ·scale + mask)·v in float32, read and written as the linears around it do.
 
 Query, key and value keep their places in memory: no transposes, also where they are column ranges of one tensor.
 csrc/attention.h computes it; the implementation here says what it means and runs anywhere.
@@ -95,7 +95,7 @@ def _fake(
 
 
 define(
-    "x86_attention(Tensor q, Tensor? k, Tensor? v, Tensor? mask, Tensor? offsets, int heads, int kv_heads, "
+    "attention(Tensor q, Tensor? k, Tensor? v, Tensor? mask, Tensor? offsets, int heads, int kv_heads, "
     "float scale, bool causal) -> Tensor",
     attention,
     _fake,

@@ -70,4 +70,4 @@ Tensor linear_weight_only(const Tensor& x_, const Tensor& packed, const Tensor& 
 }  // namespace
 
 // The schema is defined in Python (weight_only.py), where the op has an implementation that runs anywhere.
-TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("x86_packed_linear_weight_only", linear_weight_only); }
+TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("packed_linear_weight_only", linear_weight_only); }

@@ -1,7 +1,7 @@
-"""`fxquant::x86_*_token*`: the tokens of a padded batch without its padding, and back.
+"""`fxquant::*_token*`: the tokens of a padded batch without its padding, and back.
 
 A padded batch is (B, S, …) with a mask (B, S) of any dtype, not zero at the T tokens; packed, it is (1, T, …): all
-tokens in the order of the batch. `x86_attention` keeps the sequences apart by the offsets that `x86_token_index` gives
+tokens in the order of the batch. `attention` keeps the sequences apart by the offsets that `token_index` gives
 with the index. csrc/binding_unpad.cpp computes the ops; the implementations here say what they mean and run anywhere.
 """
 
@@ -61,7 +61,7 @@ def _fake_select(x: Tensor, mask: Tensor, index: Tensor, place: int) -> Tensor:
     return x.new_empty((mask.shape[0], *x.shape[2:]))
 
 
-define("x86_token_index(Tensor mask) -> (Tensor, Tensor)", token_index, _fake_index)
-define("x86_pack_tokens(Tensor[] values, Tensor mask, Tensor index) -> Tensor[]", pack_tokens, _fake_pack)
-define("x86_unpack_tokens(Tensor x, Tensor mask, Tensor index) -> Tensor", unpack_tokens, _fake_unpack)
-define("x86_select_token(Tensor x, Tensor mask, Tensor index, int place) -> Tensor", select_token, _fake_select)
+define("token_index(Tensor mask) -> (Tensor, Tensor)", token_index, _fake_index)
+define("pack_tokens(Tensor[] values, Tensor mask, Tensor index) -> Tensor[]", pack_tokens, _fake_pack)
+define("unpack_tokens(Tensor x, Tensor mask, Tensor index) -> Tensor", unpack_tokens, _fake_unpack)
+define("select_token(Tensor x, Tensor mask, Tensor index, int place) -> Tensor", select_token, _fake_select)

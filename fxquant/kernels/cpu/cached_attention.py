@@ -1,4 +1,4 @@
-"""`fxquant::x86_cached_attention`: attention whose keys and values go behind those of a cache.
+"""`fxquant::cached_attention`: attention whose keys and values go behind those of a cache.
 
 The op computes a function: it returns a longer cache and leaves the one that it is given as it is. The C++ kernel does
 so without copying where it can: a cache lies in memory with room behind it, and the result shows more of that memory
@@ -8,9 +8,9 @@ so without copying where it can: a cache lies in memory with room behind it, and
 import torch
 from torch import Tensor
 
+from fxquant.kernels.cpu.attention import apart, attend
+from fxquant.kernels.cpu.rotary import rotary
 from fxquant.kernels.library import define
-from fxquant.kernels.x86.attention import apart, attend
-from fxquant.kernels.x86.rotary import rotary
 
 Result = tuple[Tensor, Tensor, Tensor]
 
@@ -39,8 +39,8 @@ def cached_attention(
         past_key: (B, kv_heads, past, D) float32; key is these and, behind them, k.
         past_value: as past_key, for value.
         mask: bool, of at least B rows and past + S columns, of which the first are read: true where a key takes part;
-            or bool or float32 of four dimensions, as in `x86_attention`.
-        cos: float32 factors by which q and k are turned first (`x86_rotary`), or None.
+            or bool or float32 of four dimensions, as in `attention`.
+        cos: float32 factors by which q and k are turned first (`rotary`), or None.
         sin: as cos.
         heads: the number of query heads.
         kv_heads: the number of key and value heads.
@@ -83,7 +83,7 @@ def _fake(
 
 
 define(
-    "x86_cached_attention(Tensor q, Tensor? k, Tensor? v, Tensor past_key, Tensor past_value, Tensor? mask, "
+    "cached_attention(Tensor q, Tensor? k, Tensor? v, Tensor past_key, Tensor past_value, Tensor? mask, "
     "Tensor? cos, Tensor? sin, int heads, int kv_heads, float scale, SymInt? diagonal, bool interleaved) "
     "-> (Tensor, Tensor, Tensor)",
     cached_attention,

@@ -1,11 +1,11 @@
-"""`fxquant::x86_grouped_linear_dynamic_int8`: linears of experts on packed weights, one GEMM for each group of rows."""
+"""`fxquant::packed_grouped_linear_dynamic_int8`: linears of experts on packed weights, one GEMM for a group of rows."""
 
 import torch
 from torch import Tensor
 
+from fxquant.kernels.cpu import packed
 from fxquant.kernels.library import define
 from fxquant.kernels.reference.grouped import groups
-from fxquant.kernels.x86 import packed
 
 ops = torch.ops.fxquant
 
@@ -32,7 +32,7 @@ def grouped_linear_dynamic_int8(
         own = slice(expert * n, (expert + 1) * n)
         scale = weight_scale if weight_scale.ndim == 0 else weight_scale[own]
         given = (x[rows], packed_weight[expert], scale, weight_sum[own])
-        y[rows] = ops.x86_packed_linear_dynamic_int8(*given, None, None, "none", dtype, symmetric, range)
+        y[rows] = ops.packed_linear_dynamic_int8(*given, None, None, "none", dtype, symmetric, range)
     return y
 
 
@@ -50,8 +50,8 @@ def _fake(
 
 
 define(
-    "x86_grouped_linear_dynamic_int8(Tensor x, Tensor packed, Tensor weight_scale, Tensor weight_sum, Tensor offsets, "
-    "str dtype, bool symmetric, str range) -> Tensor",
+    "packed_grouped_linear_dynamic_int8(Tensor x, Tensor packed, Tensor weight_scale, Tensor weight_sum, "
+    "Tensor offsets, str dtype, bool symmetric, str range) -> Tensor",
     grouped_linear_dynamic_int8,
     _fake,
 )

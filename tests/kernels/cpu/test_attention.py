@@ -12,11 +12,11 @@ from instruction_sets import using
 from torch.nn import functional
 
 import fxquant.kernels
-from fxquant.kernels.x86 import attention, native
-from fxquant.kernels.x86.isa import NATIVE
+from fxquant.kernels.cpu import attention, native
+from fxquant.kernels.cpu.isa import NATIVE
 
 assert fxquant.kernels  # defines the ops
-op = torch.ops.fxquant.x86_attention
+op = torch.ops.fxquant.attention
 BFLOAT16 = "avx512_bf16"
 examples = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 lengths = st.sampled_from([0, 1, 2, 5, 8, 15, 16, 17, 31, 33, 48, 65])

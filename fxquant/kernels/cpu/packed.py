@@ -1,4 +1,4 @@
-"""`fxquant::x86_packed_*`: the ops that our own C++ kernels run, and what they mean where no compiler made those.
+"""`fxquant::packed_*`: the ops that our own C++ kernels run, and what they mean where no compiler made those.
 
 A weight is packed once, on lowering, into a plain int8 tensor [N/64, K/4, 64, 4]: element (b, d, c, i) is
 weight[64·b + c, 4·d + i], and zero beyond N or K. The implementations here unpack and call the reference, so a
@@ -37,7 +37,7 @@ def unpack(packed: Tensor, n: int, k: int) -> Tensor:
     return packed.permute(0, 2, 1, 3).reshape(blocks * COLUMNS, depths * DEPTH)[:n, :k].contiguous()
 
 
-@LAYOUTS.register("x86_packed")
+@LAYOUTS.register("packed")
 def _plain(packed: Tensor, like: Tensor) -> Tensor:
     """Return the weight that `pack` took, of the shape of `like`."""
     return unpack(packed, *like.shape)
@@ -117,25 +117,25 @@ def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax
 
 
 define(
-    "x86_packed_linear_dynamic_int8(Tensor x, Tensor packed, Tensor weight_scale, Tensor weight_sum, Tensor? bias, "
+    "packed_linear_dynamic_int8(Tensor x, Tensor packed, Tensor weight_scale, Tensor weight_sum, Tensor? bias, "
     "Tensor? residual, str activation, str dtype, bool symmetric, str range) -> Tensor",
     linear_dynamic_int8,
     _fake_dynamic,
 )
 define(
-    "x86_packed_linear_int8(Tensor x, Tensor x_scale, Tensor x_zero_point, Tensor packed, Tensor weight_scale, "
+    "packed_linear_int8(Tensor x, Tensor x_scale, Tensor x_zero_point, Tensor packed, Tensor weight_scale, "
     "Tensor weight_sum, Tensor? bias, Tensor? residual, str activation, Tensor? out_scale, Tensor? out_zero_point, "
     "int out_qmin, int out_qmax, ScalarType out_dtype) -> Tensor",
     linear_int8,
     _fake_linear,
 )
 define(
-    "x86_quantize(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax, ScalarType dtype) -> Tensor",
+    "quantize_static(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax, ScalarType dtype) -> Tensor",
     quantize,
     _fake_quantize,
 )
 define(
-    "x86_rows_embedding_int8(Tensor weight, Tensor weight_scale, Tensor indices) -> Tensor",
+    "rows_embedding_int8(Tensor weight, Tensor weight_scale, Tensor indices) -> Tensor",
     embedding_int8,
     reference_embedding.fake_embedding_int8,
 )

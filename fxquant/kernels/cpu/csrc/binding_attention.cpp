@@ -83,4 +83,4 @@ Tensor attention(const Tensor& q_, const optional<Tensor>& k_, const optional<Te
 }  // namespace
 
 // The schema is defined in Python (attention.py), where the op has an implementation that runs anywhere.
-TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("x86_attention", attention); }
+TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("attention", attention); }

@@ -1,4 +1,4 @@
-// fxquant::x86_row_program: reads a program (row_program.py has its grammar), fills in tensors and runs it over torch's threads.
+// fxquant::row_program: reads a program (row_program.py has its grammar), fills in tensors and runs it over torch's threads.
 #include <ATen/ExpandUtils.h>
 #include <ATen/ops/empty.h>
 #include <ATen/record_function.h>
@@ -56,13 +56,13 @@ Source parse(string_view text) {
       source.results.assign(words.begin() + 1, words.end());
       return source;
     }
-    TORCH_CHECK(words.size() > 3 && words[1] == "=", "fxquant::x86_row_program: cannot read the line '",
+    TORCH_CHECK(words.size() > 3 && words[1] == "=", "fxquant::row_program: cannot read the line '",
                 c10::Join(" ", words), "'");
-    TORCH_CHECK(words[0] == c10::str("v", source.lines.size()), "fxquant::x86_row_program: the line '",
+    TORCH_CHECK(words[0] == c10::str("v", source.lines.size()), "fxquant::row_program: the line '",
                 c10::Join(" ", words), "' is step ", source.lines.size(), ", which gives v", source.lines.size());
     source.lines.emplace_back(words.begin() + 2, words.end());
   }
-  TORCH_CHECK(false, "fxquant::x86_row_program: the program returns nothing");
+  TORCH_CHECK(false, "fxquant::row_program: the program returns nothing");
 }
 
 const Source& parsed(string_view text) {
@@ -75,7 +75,7 @@ template <class Number>
 Number number(const std::string& word) {
   Number value{};
   const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-  TORCH_CHECK(error == std::errc() && end == word.data() + word.size(), "fxquant::x86_row_program: '", word,
+  TORCH_CHECK(error == std::errc() && end == word.data() + word.size(), "fxquant::row_program: '", word,
               "' is not a number");
   return value;
 }
@@ -125,18 +125,18 @@ class Call {
   void trace() const {
     for (const fxq::Step& step : program_.steps) {
       if (step.kind == StepKind::linear || step.kind == StepKind::linear_bytes) {
-        RECORD_FUNCTION("fxquant::x86_row_program.linear_int8", {});
+        RECORD_FUNCTION("fxquant::row_program.linear_int8", {});
       } else if (step.kind == StepKind::weight_only) {
-        RECORD_FUNCTION("fxquant::x86_row_program.linear_weight_only", {});
+        RECORD_FUNCTION("fxquant::row_program.linear_weight_only", {});
       } else if (step.kind == StepKind::embedding) {
-        RECORD_FUNCTION("fxquant::x86_row_program.embedding_int8", {});
+        RECORD_FUNCTION("fxquant::row_program.embedding_int8", {});
       }
     }
   }
 
   static bool is_ids(const Tensor& input) { return !input.is_floating_point(); }
   static std::vector<int64_t> lead_of(const Tensor& input) {
-    TORCH_CHECK(is_ids(input) || input.dim() > 0, "fxquant::x86_row_program: an input has no axis of columns");
+    TORCH_CHECK(is_ids(input) || input.dim() > 0, "fxquant::row_program: an input has no axis of columns");
     auto lead = input.sizes().vec();
     if (!is_ids(input)) lead.pop_back();
     return lead;
@@ -174,9 +174,9 @@ class Call {
 
   const Tensor& constant(const std::string& word) const {
     const auto index = number<size_t>(word.substr(1));
-    TORCH_CHECK(word[0] == 'c' && index < constants_.size(), "fxquant::x86_row_program: there is no constant '", word, "'");
+    TORCH_CHECK(word[0] == 'c' && index < constants_.size(), "fxquant::row_program: there is no constant '", word, "'");
     const Tensor& tensor = constants_[index];
-    TORCH_CHECK(tensor.is_contiguous(), "fxquant::x86_row_program: constant ", word, " is not contiguous");
+    TORCH_CHECK(tensor.is_contiguous(), "fxquant::row_program: constant ", word, " is not contiguous");
     return tensor;
   }
 
@@ -184,7 +184,7 @@ class Call {
   const T* constant_of(const std::string& word, int64_t count) const {
     if (word == "-") return nullptr;
     const Tensor& tensor = constant(word);
-    TORCH_CHECK(count < 0 || tensor.numel() == count, "fxquant::x86_row_program: constant ", word, " has ", tensor.numel(),
+    TORCH_CHECK(count < 0 || tensor.numel() == count, "fxquant::row_program: constant ", word, " has ", tensor.numel(),
                 " values, not ", count);
     return tensor.const_data_ptr<T>();
   }
@@ -192,16 +192,16 @@ class Call {
   template <class T>
   T scalar(const std::string& word) const {
     const T* found = constant_of<T>(word, 1);
-    TORCH_CHECK(found, "fxquant::x86_row_program: a scale or zero point is missing");
+    TORCH_CHECK(found, "fxquant::row_program: a scale or zero point is missing");
     return *found;
   }
 
   int value(const std::string& word) const {
     const bool is_step = word[0] == 'v';
-    TORCH_CHECK(is_step || word[0] == 'x', "fxquant::x86_row_program: there is no value '", word, "'");
+    TORCH_CHECK(is_step || word[0] == 'x', "fxquant::row_program: there is no value '", word, "'");
     const size_t index = number<uint32_t>(word.substr(1)) + (is_step ? inputs_.size() : 0);
     TORCH_CHECK(index < (is_step ? program_.values.size() : inputs_.size()),
-                "fxquant::x86_row_program: there is no value '", word, "'");
+                "fxquant::row_program: there is no value '", word, "'");
     return static_cast<int>(index);
   }
 
@@ -211,15 +211,15 @@ class Call {
   int floats(const std::string& word, int64_t width = -1) const {
     const int v = value(word);
     const fxq::Value& found = program_.values[v];
-    TORCH_CHECK(!found.bytes && !holds_ids(v), "fxquant::x86_row_program: ", word, " does not hold floats");
-    TORCH_CHECK(width < 0 || found.width == width, "fxquant::x86_row_program: ", word, " has ", found.width,
+    TORCH_CHECK(!found.bytes && !holds_ids(v), "fxquant::row_program: ", word, " does not hold floats");
+    TORCH_CHECK(width < 0 || found.width == width, "fxquant::row_program: ", word, " has ", found.width,
                 " columns, not ", width);
     return v;
   }
 
   int bytes(const std::string& word) const {
     const int v = value(word);
-    TORCH_CHECK(program_.values[v].bytes, "fxquant::x86_row_program: ", word, " does not hold bytes");
+    TORCH_CHECK(program_.values[v].bytes, "fxquant::row_program: ", word, " does not hold bytes");
     return v;
   }
 
@@ -237,7 +237,7 @@ class Call {
     fxq::Value out;
     const std::string& kind = words[0];
     const auto arity = [&](size_t count) {
-      TORCH_CHECK(words.size() == count + 1, "fxquant::x86_row_program: ", kind, " takes ", count, " operands, not ",
+      TORCH_CHECK(words.size() == count + 1, "fxquant::row_program: ", kind, " takes ", count, " operands, not ",
                   words.size() - 1);
     };
     if (kind == "embedding") {
@@ -277,7 +277,7 @@ class Call {
       step.zero_point = scalar<int32_t>(words[3]) + program_.values[step.a].shift;
       if (words[10] != "-") requantize(words, 10, step, out);
     } else {
-      TORCH_CHECK(kind == "quantize", "fxquant::x86_row_program: there is no step '", kind, "'");
+      TORCH_CHECK(kind == "quantize", "fxquant::row_program: there is no step '", kind, "'");
       arity(6);
       step.kind = StepKind::quantize;
       step.a = full(floats(words[1]));
@@ -292,8 +292,8 @@ class Call {
     step.kind = StepKind::embedding;
     const Tensor &table = constant(words[2]), &scale = constant(words[3]);
     step.a = value(words[1]);
-    TORCH_CHECK(holds_ids(step.a), "fxquant::x86_row_program: ", words[1], " does not hold indices");
-    TORCH_CHECK(scale.numel() == 1 || scale.numel() == table.size(0), "fxquant::x86_row_program: constant ", words[3],
+    TORCH_CHECK(holds_ids(step.a), "fxquant::row_program: ", words[1], " does not hold indices");
+    TORCH_CHECK(scale.numel() == 1 || scale.numel() == table.size(0), "fxquant::row_program: constant ", words[3],
                 " has ", scale.numel(), " values, not 1 or ", table.size(0));
     step.table = table.const_data_ptr<int8_t>();
     step.table_scale = scale.const_data_ptr<float>();
@@ -312,7 +312,7 @@ class Call {
     step.first = number<int64_t>(words[2]);
     out.width = number<int64_t>(words[3]) - step.first;
     TORCH_CHECK(step.first >= 0 && out.width > 0 && step.first + out.width <= program_.values[step.a].width,
-                "fxquant::x86_row_program: ", words[1], " has ", program_.values[step.a].width, " columns, not ", words[2],
+                "fxquant::row_program: ", words[1], " has ", program_.values[step.a].width, " columns, not ", words[2],
                 " to ", words[3]);
   }
 
@@ -325,13 +325,13 @@ class Call {
     op = fxq::weight_only_of(program_.values[step.a].width, constant(words[2]), constant(words[3]), zero_point, out.width,
                              number<int64_t>(words[9]));
     TORCH_CHECK(op.k % fxq::depths(op) == 0 && (op.groups <= 1 || op.group % fxq::depths(op) == 0),
-                "fxquant::x86_row_program: ", op.k, " features in groups of ", op.group, " are no whole steps of ",
+                "fxquant::row_program: ", op.k, " features in groups of ", op.group, " are no whole steps of ",
                 fxq::depths(op));
     op.bias = constant_of<float>(words[5], op.n);
     if (words[6] != "-") step.b = full(floats(words[6], op.n));
     op.activation = fxq::activation_of(words[7]);
     op.activated = words[10] == "-" ? op.n : number<int64_t>(words[10]);
-    TORCH_CHECK(op.activated >= op.n || op.activated % fxq::kColumns == 0, "fxquant::x86_row_program: the first ",
+    TORCH_CHECK(op.activated >= op.n || op.activated % fxq::kColumns == 0, "fxquant::row_program: the first ",
                 op.activated, " columns have an activation, which are no whole blocks of ", fxq::kColumns);
     macs_ += op.k * op.n;
   }
@@ -342,7 +342,7 @@ class Call {
     fxq::Linear& op = step.linear;
     op.n = sum.numel();
     fxq::check_packed(packed, program_.values[step.a].width, op.n);
-    TORCH_CHECK(scale.numel() == 1 || scale.numel() == op.n, "fxquant::x86_row_program: constant ", words[at + 1], " has ",
+    TORCH_CHECK(scale.numel() == 1 || scale.numel() == op.n, "fxquant::row_program: constant ", words[at + 1], " has ",
                 scale.numel(), " values, not 1 or ", op.n);
     op.weight = packed.const_data_ptr<int8_t>();
     op.depths = packed.size(1);
@@ -358,7 +358,7 @@ class Call {
 
   // Scale, zero point, least, greatest and dtype of the bytes that a step gives stand at words[at …].
   void requantize(const Words& words, size_t at, fxq::Step& step, fxq::Value& out) {
-    TORCH_CHECK(out.width % fxq::kDepth == 0, "fxquant::x86_row_program: bytes of ", out.width, " columns are not a multiple of 4");
+    TORCH_CHECK(out.width % fxq::kDepth == 0, "fxquant::row_program: bytes of ", out.width, " columns are not a multiple of 4");
     fxq::Linear& op = step.linear;
     out.shift = words[at + 4] == "int8" ? 128 : 0;
     op.out_scale = scalar<float>(words[at]);
@@ -378,10 +378,10 @@ class Call {
 
   void add_result(const std::string& word) {
     const std::string name = word.substr(0, word.find(':'));
-    TORCH_CHECK(name[0] == 'v', "fxquant::x86_row_program: ", name, " is not the result of a step");
+    TORCH_CHECK(name[0] == 'v', "fxquant::row_program: ", name, " is not the result of a step");
     const int index = floats(name);
     fxq::Value& result = program_.values[index];
-    TORCH_CHECK(!result.data && !result.half, "fxquant::x86_row_program: ", name, " is returned twice");
+    TORCH_CHECK(!result.data && !result.half, "fxquant::row_program: ", name, " is returned twice");
     auto shape = lead_;
     shape.push_back(result.width);
     const bool half = word != name;
@@ -391,12 +391,12 @@ class Call {
   }
 
   fxq::Half* half_of(const std::string& word, int index) {
-    TORCH_CHECK(word.substr(word.find(':')) == ":bfloat16", "fxquant::x86_row_program: a result is bfloat16 or float32, not ",
+    TORCH_CHECK(word.substr(word.find(':')) == ":bfloat16", "fxquant::row_program: a result is bfloat16 or float32, not ",
                 word);
     const StepKind kind = program_.steps[index - program_.first()].kind;
     bool alone = kind == StepKind::linear || kind == StepKind::linear_bytes;
     for (const fxq::Step& step : program_.steps) alone &= step.a != index && step.b != index;
-    TORCH_CHECK(alone, "fxquant::x86_row_program: ", word, " is not the result of a linear that no step reads");
+    TORCH_CHECK(alone, "fxquant::row_program: ", word, " is not the result of a linear that no step reads");
     return reinterpret_cast<fxq::Half*>(results_.back().mutable_data_ptr<at::BFloat16>());
   }
 
@@ -414,4 +414,4 @@ std::vector<Tensor> rows(const std::vector<Tensor>& inputs, const std::vector<Te
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("x86_row_program", rows); }
+TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("row_program", rows); }

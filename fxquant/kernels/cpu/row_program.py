@@ -1,4 +1,4 @@
-"""`fxquant::x86_row_program`: a row-local region of the graph as one op, run on blocks of rows that stay in the cache.
+"""`fxquant::row_program`: a row-local region of the graph as one op, run on blocks of rows that stay in the cache.
 
 An op is row-local where a row of its result needs the same row of its operands alone: linears, look-ups, norms, sums.
 What such a region computes on the way never reaches memory. The region is a program, one step a line:
@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fxquant.kernels.cpu import packed, weight_only
 from fxquant.kernels.library import define
-from fxquant.kernels.x86 import packed, weight_only
 
 Values = dict[str, Tensor]
 
@@ -150,4 +150,4 @@ def _width(words: list[str], widths: dict[str, int], constants: Sequence[Tensor]
     return widths[words[1]] if place is None else int(constants[int(words[place].removeprefix("c"))].shape[-1])
 
 
-define("x86_row_program(Tensor[] inputs, Tensor[] constants, str program) -> Tensor[]", row_program, fake_row_program)
+define("row_program(Tensor[] inputs, Tensor[] constants, str program) -> Tensor[]", row_program, fake_row_program)

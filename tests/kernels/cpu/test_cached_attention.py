@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instruction_sets import using
 
-from fxquant.kernels.x86.cached_attention import cached_attention
-from fxquant.kernels.x86.rotary import rotary
+from fxquant.kernels.cpu.cached_attention import cached_attention
+from fxquant.kernels.cpu.rotary import rotary
 
-op, rotate = torch.ops.fxquant.x86_cached_attention.default, torch.ops.fxquant.x86_rotary.default
+op, rotate = torch.ops.fxquant.cached_attention.default, torch.ops.fxquant.rotary.default
 examples = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FEW = 8  # queries that read keys as they lie
 

@@ -5,7 +5,7 @@ import torch
 
 import fxquant.kernels
 from fxquant import numerics
-from fxquant.kernels.x86 import packed
+from fxquant.kernels.cpu import packed
 from fxquant.spec import QuantSpec
 
 assert fxquant.kernels  # defines the ops
@@ -26,7 +26,7 @@ def through_a_kernel(x, scheme):
     """Return S·(q − Z) of each row of x, from a linear whose weight is the identity."""
     weight = torch.eye(x.shape[-1], dtype=torch.int8)
     one = (packed.pack(weight), torch.ones(()), packed.column_sums(weight), None, None, "none")
-    return torch.ops.fxquant.x86_packed_linear_dynamic_int8(x, *one, *scheme)
+    return torch.ops.fxquant.packed_linear_dynamic_int8(x, *one, *scheme)
 
 
 def spec_of(scheme):

@@ -1,4 +1,4 @@
-"""Our own C++ kernels: compiled at first use, kept in a cache, and put behind the `fxquant::x86_packed_*` ops.
+"""Our own C++ kernels: compiled at first use, kept in a cache, and put behind the `fxquant::packed_*` ops.
 
 Where they cannot be had (another processor, no compiler, a failed build) a warning says so once, and lowering takes
 torch's integer GEMMs instead; the ledger names the kernels it took.
@@ -6,7 +6,6 @@ torch's integer GEMMs instead; the ledger names the kernels it took.
 
 import hashlib
 import os
-import platform
 import shutil
 import tempfile
 import warnings
@@ -19,8 +18,8 @@ from filelock import FileLock
 from rich.console import Console
 
 from fxquant.errors import FxQuantWarning
-from fxquant.kernels.x86 import cached_attention, packed, rotary, row_program, unpad, weight_only
-from fxquant.kernels.x86.isa import NATIVE, forced_isa
+from fxquant.kernels.cpu import cached_attention, packed, rotary, row_program, unpad, weight_only
+from fxquant.kernels.cpu.isa import NATIVE, forced_isa, micro_kernels
 
 __all__ = [
     "available",
@@ -33,7 +32,7 @@ __all__ = [
     "weight_only",
 ]
 
-SOURCES = Path(str(files("fxquant.kernels.x86"))) / "csrc"
+KERNELS = Path(str(files("fxquant.kernels")))
 CACHE = "FXQUANT_CACHE"
 FLAGS = ["-O3", "-std=c++20", "-fopenmp"]
 
@@ -42,7 +41,7 @@ FLAGS = ["-O3", "-std=c++20", "-fopenmp"]
 def available() -> bool:
     """Load the C++ kernels, building them first where the cache has none; say whether they can be used here."""
     forced = forced_isa()
-    if platform.machine() not in ("x86_64", "AMD64") or (forced is not None and forced not in NATIVE):
+    if micro_kernels() is None or (forced is not None and forced not in NATIVE):
         return False
     try:
         _load()
@@ -50,7 +49,7 @@ def available() -> bool:
     except (OSError, RuntimeError, ImportError) as error:
         reason = _first_line(error)
         warnings.warn(
-            f"the C++ kernels cannot be used, so x86 runs on torch's slower integer GEMMs: {reason}",
+            f"the C++ kernels cannot be used, so torch's slower operators run instead: {reason}",
             FxQuantWarning,
             stacklevel=3,
         )
@@ -64,7 +63,7 @@ def use_isa(name: str) -> str:
     Raises:
         RuntimeError: this CPU has it not.
     """
-    chosen: str = torch.ops.fxquant.x86_isa(name)
+    chosen: str = torch.ops.fxquant.cpu_isa(name)
     return chosen
 
 
@@ -88,16 +87,25 @@ def _built_here(library: Path) -> bool:
     with FileLock(f"{library}.lock"):
         if library.exists():
             return False
-        _build([str(source) for source in sorted(SOURCES.glob("*.cpp"))], library)
+        _build([str(source) for source in _sources() if source.suffix == ".cpp"], library)
         return True
+
+
+def _folders() -> list[Path]:
+    """Return where the core lies, and the micro-kernels of this processor."""
+    return [KERNELS / "cpu" / "csrc", KERNELS / str(micro_kernels()) / "csrc"]
+
+
+def _sources() -> list[Path]:
+    return [source for folder in _folders() for source in sorted(folder.iterdir())]
 
 
 def _library() -> Path:
     """Return where the library for these sources, this torch and these flags is kept."""
     digest = hashlib.sha256(repr((torch.__version__, torch.compiled_with_cxx11_abi(), FLAGS)).encode())
-    for source in sorted(SOURCES.iterdir()):
+    for source in _sources():
         digest.update(source.name.encode() + source.read_bytes())
-    return cache_folder() / f"fxquant_x86_{digest.hexdigest()[:16]}.so"
+    return cache_folder() / f"fxquant_{digest.hexdigest()[:16]}.so"
 
 
 def _build(sources: list[str], library: Path) -> None:
@@ -110,15 +118,16 @@ def _build(sources: list[str], library: Path) -> None:
     console = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory(dir=library.parent) as folder,
-        console.status("fxquant: compiling the x86 kernels (once, about 20 seconds)"),
+        console.status("fxquant: compiling the CPU kernels (once, about 20 seconds)"),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
         load(
-            "fxquant_x86",
+            "fxquant_kernels",
             sources,
             extra_cflags=FLAGS,
             extra_ldflags=["-fopenmp"],
+            extra_include_paths=[str(folder) for folder in _folders()],
             build_directory=folder,
             is_python_module=False,
         )

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 import fxquant.kernels
-from fxquant.kernels.x86 import native, weight_only
+from fxquant.kernels.cpu import native, weight_only
 from fxquant.numerics import choose_qparams, dequantize, quantize
 from fxquant.spec import QParams, QuantSpec
 
 assert fxquant.kernels  # defines the ops
-op = torch.ops.fxquant.x86_packed_linear_weight_only
+op = torch.ops.fxquant.packed_linear_weight_only
 ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "silu"]
 examples = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 batches = st.sampled_from([(), (0,), (1,), (2,), (5,), (6,), (7,), (3, 4), (50,)])

@@ -190,8 +190,8 @@ Tensor select_token(const Tensor& given, const Tensor& mask, const Tensor& index
 
 // The schemas are defined in Python (unpad.py), where the ops have implementations that run anywhere.
 TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
-  m.impl("x86_token_index", token_index);
-  m.impl("x86_pack_tokens", pack_tokens);
-  m.impl("x86_unpack_tokens", unpack_tokens);
-  m.impl("x86_select_token", select_token);
+  m.impl("token_index", token_index);
+  m.impl("pack_tokens", pack_tokens);
+  m.impl("unpack_tokens", unpack_tokens);
+  m.impl("select_token", select_token);
 }

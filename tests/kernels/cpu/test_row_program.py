@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 import fxquant.kernels
-from fxquant.kernels.x86 import packed, row_program, weight_only
+from fxquant.kernels.cpu import packed, row_program, weight_only
 from fxquant.numerics import choose_qparams, quantize
 from fxquant.spec import QuantSpec
 
 assert fxquant.kernels  # defines the ops
 ops = torch.ops.fxquant
-op = ops.x86_row_program
+op = ops.row_program
 SCHEMES = [("uint8", False, "restricted"), ("uint8", True, "restricted"), ("int8", False, "restricted")]
 SCHEMES += [("int8", True, "restricted"), ("int8", True, "full")]
 ACTIVATIONS = ["none", "relu", "gelu"]  # equal to the bit to the Python ones
@@ -157,7 +157,7 @@ def test_linear(scheme, lead, k, n, activation, full, seed):
     y = w.linear("x0", n, "x1" if full else "-", activation, scheme, per_channel=full, bias=full)
     program = w.program(y)
     weight = [*w.constants, *([] if full else [None])]
-    alone = ops.x86_packed_linear_dynamic_int8(x, *weight, residual if full else None, activation, *scheme)
+    alone = ops.packed_linear_dynamic_int8(x, *weight, residual if full else None, activation, *scheme)
     assert_equal(compiled(program), [alone])
     assert_equal(compiled(program), in_python(program))
 
@@ -183,7 +183,7 @@ def test_weight_only(spec, lead, k, n, activation, full, seed):
     zero_point = None if spec.symmetric else rest.pop(0)
     operands = (packed_weight, scale, zero_point, rest[0] if full else None, residual if full else None)
     size = weight_only.group_size(spec, k)
-    alone = ops.x86_packed_linear_weight_only(x, *operands, activation, n, size)
+    alone = ops.packed_linear_weight_only(x, *operands, activation, n, size)
     assert_equal(compiled(program), [alone])
     assert_close(compiled(program), in_python(program))
 
@@ -214,9 +214,9 @@ def test_quantize_and_linear_of_bytes(dtype, lead, k, n, activation, full, seed)
     program = w.program(y)
     scale, zero_point, *weight = w.constants
     low, high = (0, 255) if dtype == "uint8" else (-128, 127)
-    integers = ops.x86_quantize(x, scale, zero_point, low, high, getattr(torch, dtype))
+    integers = ops.quantize_static(x, scale, zero_point, low, high, getattr(torch, dtype))
     tail = (*weight, *([] if full else [None]), residual if full else None, activation, None, None, 0, 0, torch.float32)
-    alone = ops.x86_packed_linear_int8(integers, scale, zero_point, *tail)
+    alone = ops.packed_linear_int8(integers, scale, zero_point, *tail)
     assert_equal(compiled(program), [alone])
     assert_equal(compiled(program), in_python(program))
 
@@ -248,7 +248,7 @@ def test_embedding(lead, width, per_row, seed, dtype):
     ids = torch.randint(0, 11, lead, dtype=dtype, generator=torch.Generator().manual_seed(seed))
     w = Writer([ids], seed)
     program = w.program(w.embedding("x0", width, per_row=per_row))
-    assert_equal(compiled(program), [ops.x86_rows_embedding_int8(*w.constants, ids)])
+    assert_equal(compiled(program), [ops.rows_embedding_int8(*w.constants, ids)])
     assert_equal(compiled(program), in_python(program))
 
 

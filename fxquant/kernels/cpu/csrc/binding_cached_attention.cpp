@@ -64,7 +64,7 @@ void rotate_all(const fxq::Rotary& op, int64_t batch, int64_t heads) {
 }
 
 Tensor rotary(const Tensor& x_, const Tensor& cos, const Tensor& sin, bool interleaved) {
-  TORCH_CHECK(x_.dim() == 4, "fxquant: x86_rotary takes (batch, heads, positions, features), not ", x_.sizes());
+  TORCH_CHECK(x_.dim() == 4, "fxquant: rotary takes (batch, heads, positions, features), not ", x_.sizes());
   const Heads x(x_.transpose(1, 2), x_.size(1), false, "rotated operand");
   const Tensor y = at::empty({x.batch, x.positions, x_.size(1), x.features}, x.held.options());
   if (!y.numel()) return y.transpose(1, 2);
@@ -196,6 +196,6 @@ std::tuple<Tensor, Tensor, Tensor> cached_attention(const Tensor& q_, const opti
 
 // The schemas are defined in Python (rotary.py, cached_attention.py), where the ops have implementations that run anywhere.
 TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
-  m.impl("x86_rotary", rotary);
-  m.impl("x86_cached_attention", cached_attention);
+  m.impl("rotary", rotary);
+  m.impl("cached_attention", cached_attention);
 }

@@ -6,16 +6,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fxquant.kernels
-from fxquant.kernels.x86 import native, unpad
+from fxquant.kernels.cpu import native, unpad
 
 assert fxquant.kernels  # defines the ops
 ops = torch.ops.fxquant
 examples = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PYTHON = {
-    "x86_token_index": unpad.token_index,
-    "x86_pack_tokens": unpad.pack_tokens,
-    "x86_unpack_tokens": unpad.unpack_tokens,
-    "x86_select_token": unpad.select_token,
+    "token_index": unpad.token_index,
+    "pack_tokens": unpad.pack_tokens,
+    "unpack_tokens": unpad.unpack_tokens,
+    "select_token": unpad.select_token,
 }
 
 
@@ -49,7 +49,7 @@ DTYPES = [torch.bool, torch.int64, torch.int32, torch.float32]
 @examples
 @given(masks(), st.sampled_from(DTYPES))
 def test_index_and_offsets(run, mask, dtype):
-    index, offsets = run("x86_token_index", mask.to(dtype))
+    index, offsets = run("token_index", mask.to(dtype))
     assert index.dtype == offsets.dtype == torch.int64
     assert index.tolist() == [i for i, live in enumerate(mask.flatten().tolist()) if live]
     lengths = mask.sum(1).tolist()
@@ -62,16 +62,16 @@ def test_index_and_offsets(run, mask, dtype):
 )
 def test_there_and_back(run, mask, shape, dtype):
     x = values(mask, *shape, dtype=dtype)
-    index, _ = run("x86_token_index", mask)
-    (packed,) = run("x86_pack_tokens", [x], mask, index)
+    index, _ = run("token_index", mask)
+    (packed,) = run("pack_tokens", [x], mask, index)
     assert packed.dtype == dtype
     assert torch.equal(packed, x[mask][None])
-    padded = run("x86_unpack_tokens", packed, mask, index)
+    padded = run("unpack_tokens", packed, mask, index)
     expected = torch.zeros_like(x)
     expected[mask] = x[mask]
     assert torch.equal(padded, expected)
     for place in range(-mask.shape[1], mask.shape[1]):
-        assert torch.equal(run("x86_select_token", packed, mask, index, place), expected[:, place])
+        assert torch.equal(run("select_token", packed, mask, index, place), expected[:, place])
 
 
 LAYOUTS = {
@@ -92,8 +92,8 @@ def test_values_of_any_layout(run, layout):
     mask = torch.rand(4, 9, generator=torch.Generator().manual_seed(0)) > 0.4
     x = values(mask, 6)
     given = LAYOUTS[layout](x)
-    index, _ = run("x86_token_index", mask)
-    other, packed = run("x86_pack_tokens", [mask.long(), given], mask, index)
+    index, _ = run("token_index", mask)
+    other, packed = run("pack_tokens", [mask.long(), given], mask, index)
     assert torch.equal(packed, given[:, :9].expand(x.shape)[mask][None])
     assert bool((other == 1).all())
 
@@ -102,12 +102,12 @@ def test_values_of_any_layout(run, layout):
 def test_large_batches_are_split_over_threads(run, threads):
     mask = torch.rand(16, 128, generator=torch.Generator().manual_seed(0)) > 0.3
     x = values(mask, 96)
-    index, _ = run("x86_token_index", mask)
+    index, _ = run("token_index", mask)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        (packed,) = run("x86_pack_tokens", [x], mask, index)
-        padded = run("x86_unpack_tokens", packed, mask, index)
+        (packed,) = run("pack_tokens", [x], mask, index)
+        padded = run("unpack_tokens", packed, mask, index)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(packed, x[mask][None])
@@ -117,18 +117,18 @@ def test_large_batches_are_split_over_threads(run, threads):
 def test_padding_may_hold_anything(run):
     mask = torch.tensor([[True, False, True]])
     x = torch.tensor([[[1.0], [torch.nan], [2.0]]])
-    index, _ = run("x86_token_index", mask)
-    (packed,) = run("x86_pack_tokens", [x], mask, index)
-    assert run("x86_unpack_tokens", packed, mask, index).flatten().tolist() == [1.0, 0.0, 2.0]
+    index, _ = run("token_index", mask)
+    (packed,) = run("pack_tokens", [x], mask, index)
+    assert run("unpack_tokens", packed, mask, index).flatten().tolist() == [1.0, 0.0, 2.0]
 
 
 def test_nothing_is_an_alias(run):
     mask = torch.ones(2, 3, dtype=torch.bool)
     x = values(mask, 4)
-    index, _ = run("x86_token_index", mask)
-    (packed,) = run("x86_pack_tokens", [x], mask, index)
-    padded = run("x86_unpack_tokens", packed, mask, index)
-    first = run("x86_select_token", packed, mask, index, 0)
+    index, _ = run("token_index", mask)
+    (packed,) = run("pack_tokens", [x], mask, index)
+    padded = run("unpack_tokens", packed, mask, index)
+    first = run("select_token", packed, mask, index, 0)
     expected = x.clone()
     for changed in (x, packed):
         changed.zero_()
@@ -138,16 +138,16 @@ def test_nothing_is_an_alias(run):
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 REFUSED = {
-    r"a mask of tokens is \(batch, positions\), not of 1 dim": ("x86_token_index", MASK[0]),
-    r"values of \[3, 3\] cannot be packed by a mask of 2 by 3": ("x86_pack_tokens", [MASK[[0, 0, 0]]], MASK, [0]),
-    r"values of \[2, 2\] cannot be packed by a mask of 2 by 3": ("x86_pack_tokens", [MASK[:, :2]], MASK, [0]),
-    r"values of \[3\] cannot be packed": ("x86_pack_tokens", [MASK[0]], MASK, [0]),
-    "points to place 6 of 2 by 3": ("x86_pack_tokens", [MASK], MASK, [0, 6]),
-    "an index of tokens rises from 0": ("x86_pack_tokens", [MASK], MASK, [-1]),
-    "index of tokens rises": ("x86_unpack_tokens", torch.zeros(1, 2), MASK, [1, 1]),
-    r"\[1, 2, 4\] are not one row of 3 tokens": ("x86_unpack_tokens", torch.zeros(1, 2, 4), MASK, [0, 1, 3]),
-    r"\[2, 1\] are not one row of 1 tokens": ("x86_select_token", torch.zeros(2, 1), MASK, [0], 0),
-    "there is no token 3 in sequences of 3": ("x86_select_token", torch.zeros(1, 1), MASK, [0], 3),
+    r"a mask of tokens is \(batch, positions\), not of 1 dim": ("token_index", MASK[0]),
+    r"values of \[3, 3\] cannot be packed by a mask of 2 by 3": ("pack_tokens", [MASK[[0, 0, 0]]], MASK, [0]),
+    r"values of \[2, 2\] cannot be packed by a mask of 2 by 3": ("pack_tokens", [MASK[:, :2]], MASK, [0]),
+    r"values of \[3\] cannot be packed": ("pack_tokens", [MASK[0]], MASK, [0]),
+    "points to place 6 of 2 by 3": ("pack_tokens", [MASK], MASK, [0, 6]),
+    "an index of tokens rises from 0": ("pack_tokens", [MASK], MASK, [-1]),
+    "index of tokens rises": ("unpack_tokens", torch.zeros(1, 2), MASK, [1, 1]),
+    r"\[1, 2, 4\] are not one row of 3 tokens": ("unpack_tokens", torch.zeros(1, 2, 4), MASK, [0, 1, 3]),
+    r"\[2, 1\] are not one row of 1 tokens": ("select_token", torch.zeros(2, 1), MASK, [0], 0),
+    "there is no token 3 in sequences of 3": ("select_token", torch.zeros(1, 1), MASK, [0], 3),
 }
 
 
@@ -163,10 +163,10 @@ def test_what_it_refuses(message):
 
 def test_passes_opcheck(run):
     x = values(MASK, 4)
-    index, _ = run("x86_token_index", MASK)
-    (packed,) = run("x86_pack_tokens", [x], MASK, index)
+    index, _ = run("token_index", MASK)
+    (packed,) = run("pack_tokens", [x], MASK, index)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(ops.x86_token_index.default, (MASK,), test_utils=tests)
-    torch.library.opcheck(ops.x86_pack_tokens.default, ([x, MASK.long()], MASK, index), test_utils=tests)
-    torch.library.opcheck(ops.x86_unpack_tokens.default, (packed, MASK, index), test_utils=tests)
-    torch.library.opcheck(ops.x86_select_token.default, (packed, MASK, index, 0), test_utils=tests)
+    torch.library.opcheck(ops.token_index.default, (MASK,), test_utils=tests)
+    torch.library.opcheck(ops.pack_tokens.default, ([x, MASK.long()], MASK, index), test_utils=tests)
+    torch.library.opcheck(ops.unpack_tokens.default, (packed, MASK, index), test_utils=tests)
+    torch.library.opcheck(ops.select_token.default, (packed, MASK, index, 0), test_utils=tests)

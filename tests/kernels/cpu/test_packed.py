@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fxquant.kernels
-from fxquant.kernels.x86 import native, packed
-from fxquant.kernels.x86.isa import NATIVE
+from fxquant.kernels.cpu import native, packed
+from fxquant.kernels.cpu.isa import NATIVE
 
 assert fxquant.kernels  # defines the ops
 ops = torch.ops.fxquant
@@ -68,7 +68,7 @@ def test_dynamic_equals_the_reference(native_isa, scheme, batch, k, n, activatio
     x = torch.randn(*batch, k, generator=torch.Generator().manual_seed(seed)) * 3 + 1
     residual = torch.randn(*batch, n) if full else None
     arguments = (packed.pack(weight), scale, packed.column_sums(weight), bias if full else None, residual, activation)
-    y = ops.x86_packed_linear_dynamic_int8(x, *arguments, *scheme)
+    y = ops.packed_linear_dynamic_int8(x, *arguments, *scheme)
     assert_close(y, reference("linear_dynamic_int8", x, *arguments, *scheme))
     if activation in BIT_EQUAL:
         assert torch.equal(y, reference("linear_dynamic_int8", x, *arguments, *scheme))
@@ -90,7 +90,7 @@ def test_static_equals_the_reference(native_isa, dtype, batch, k, n, activation,
     )
     weights = (packed.pack(weight), scale, packed.column_sums(weight))
     arguments = (x, *qparams, *weights, bias, torch.randn(n), activation, *output)
-    y, expected = ops.x86_packed_linear_int8(*arguments), reference("linear_int8", *arguments)
+    y, expected = ops.packed_linear_int8(*arguments), reference("linear_int8", *arguments)
     if activation in BIT_EQUAL:
         assert torch.equal(y, expected)
     elif requantized:
@@ -108,7 +108,7 @@ def test_accumulators_are_exact_at_the_extremes(native_isa):
     x = torch.full((7, k), 255, dtype=torch.uint8)
     one, zero = torch.ones(()), torch.zeros((), dtype=torch.int32)
     weights = (packed.pack(weight), torch.ones(n), packed.column_sums(weight))
-    y = ops.x86_packed_linear_int8(x, one, zero, *weights, None, None, "none", *FLOAT)
+    y = ops.packed_linear_int8(x, one, zero, *weights, None, None, "none", *FLOAT)
     assert torch.equal(y.double(), (x.double() @ weight.double().t()).float().double())
 
 
@@ -122,7 +122,7 @@ def test_sums_of_weights_are_exact_at_the_greatest_depth(native_isa, sign, zero_
     x[0], x[1] = 0, 255
     one, zero = torch.ones(()), torch.tensor(zero_point, dtype=torch.int32)
     weights = (packed.pack(weight), torch.ones(5), packed.column_sums(weight))
-    y = ops.x86_packed_linear_int8(x, one, zero, *weights, None, None, "none", *FLOAT)
+    y = ops.packed_linear_int8(x, one, zero, *weights, None, None, "none", *FLOAT)
     assert torch.equal(y, ((x.double() - zero_point) @ weight.double().t()).float())
 
 
@@ -130,7 +130,7 @@ def test_a_deeper_weight_is_refused(native_isa):
     weight = torch.zeros(1, packed.DEEPEST + 1, dtype=torch.int8)
     arguments = (packed.pack(weight), torch.ones(()), packed.column_sums(weight), None, None, "none", *SCHEMES[0])
     with pytest.raises(RuntimeError, match="the weight has 33026 features; these kernels are exact up to 33025"):
-        ops.x86_packed_linear_dynamic_int8(torch.ones(1, packed.DEEPEST + 1), *arguments)
+        ops.packed_linear_dynamic_int8(torch.ones(1, packed.DEEPEST + 1), *arguments)
 
 
 @examples
@@ -145,7 +145,7 @@ def test_quantize_is_bit_equal(native_isa, shape, magnitude, seed):
         (torch.tensor(0.02), torch.tensor(131, dtype=torch.int32), 0, 255, torch.uint8),
         (torch.tensor(0.3), torch.tensor(-5, dtype=torch.int32), -128, 127, torch.int8),
     ):
-        assert torch.equal(ops.x86_quantize(x, *arguments), reference("quantize", x, *arguments))
+        assert torch.equal(ops.quantize_static(x, *arguments), reference("quantize", x, *arguments))
 
 
 @examples
@@ -154,13 +154,13 @@ def test_embedding_is_bit_equal(native_isa, shape, width, per_row, seed):
     table, scale, _ = layer(11, width, seed)
     indices = torch.randint(0, 11, shape, generator=torch.Generator().manual_seed(seed))
     arguments = (table, scale if per_row else scale[0], indices)
-    assert torch.equal(ops.x86_rows_embedding_int8(*arguments), reference("embedding_int8", *arguments))
+    assert torch.equal(ops.rows_embedding_int8(*arguments), reference("embedding_int8", *arguments))
 
 
 def test_embedding_refuses_an_index_outside_the_table(native_isa):
     table, scale, _ = layer(11, 4, 0)
     with pytest.raises(IndexError, match="index 11 is out of range for a table of 11"):
-        ops.x86_rows_embedding_int8(table, scale, torch.tensor([3, 11]))
+        ops.rows_embedding_int8(table, scale, torch.tensor([3, 11]))
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 1e-40, 1e-6, 1e6, 1e37], ids=str)
@@ -168,7 +168,7 @@ def test_dynamic_survives_extreme_rows(native_isa, magnitude):
     weight, scale, bias = layer(8, 12, 0)
     x = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)) * magnitude
     arguments = (packed.pack(weight), scale, packed.column_sums(weight), bias, None, "none", *SCHEMES[0])
-    assert_close(ops.x86_packed_linear_dynamic_int8(x, *arguments), reference("linear_dynamic_int8", x, *arguments))
+    assert_close(ops.packed_linear_dynamic_int8(x, *arguments), reference("linear_dynamic_int8", x, *arguments))
 
 
 def test_strided_inputs(native_isa):
@@ -176,7 +176,7 @@ def test_strided_inputs(native_isa):
     x = torch.randn(5, 32)[:, ::2]
     residual = torch.randn(20, 5).t()
     arguments = (packed.pack(weight), scale, packed.column_sums(weight), bias, residual, "gelu", *SCHEMES[0])
-    y = ops.x86_packed_linear_dynamic_int8(x, *arguments)
+    y = ops.packed_linear_dynamic_int8(x, *arguments)
     assert_close(y, reference("linear_dynamic_int8", x.contiguous(), *arguments))
 
 
@@ -186,7 +186,7 @@ def test_activations_over_their_whole_range(native_isa, activation):
     values = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, -100.0, 100.0, 1e4, 0.0, -0.0])])
     weight = torch.zeros(len(values), 4, dtype=torch.int8)
     arguments = (packed.pack(weight), torch.ones(()), packed.column_sums(weight), values, None, activation, *SCHEMES[0])
-    y = ops.x86_packed_linear_dynamic_int8(torch.ones(1, 4), *arguments)
+    y = ops.packed_linear_dynamic_int8(torch.ones(1, 4), *arguments)
     expected = reference("linear_dynamic_int8", torch.ones(1, 4), *arguments)
     torch.testing.assert_close(y, expected, rtol=1e-6, atol=1.5e-6)
     assert activation not in BIT_EQUAL or torch.equal(y, expected)
@@ -196,22 +196,22 @@ def test_unknown_activation_is_refused(native_isa):
     weight, scale, _ = layer(8, 4, 0)
     arguments = (packed.pack(weight), scale, packed.column_sums(weight), None, None, "tanh", *SCHEMES[0])
     with pytest.raises(RuntimeError, match="unknown activation 'tanh'; known: none, relu"):
-        ops.x86_packed_linear_dynamic_int8(torch.ones(1, 4), *arguments)
+        ops.packed_linear_dynamic_int8(torch.ones(1, 4), *arguments)
 
 
 def test_a_weight_of_another_depth_is_refused(native_isa):
     weight, scale, _ = layer(8, 4, 0)
     arguments = (packed.pack(weight), scale, packed.column_sums(weight), None, None, "none", *SCHEMES[0])
     with pytest.raises(RuntimeError, match="x has 9 features"):
-        ops.x86_packed_linear_dynamic_int8(torch.ones(1, 9), *arguments)
+        ops.packed_linear_dynamic_int8(torch.ones(1, 9), *arguments)
 
 
 def test_many_rows_on_two_threads_equal_one(native_isa):
     weight, scale, bias = layer(256, 384, 0)
     x = torch.randn(211, 384)
     arguments = (packed.pack(weight), scale, packed.column_sums(weight), bias, None, "none", *SCHEMES[0])
-    together = ops.x86_packed_linear_dynamic_int8(x, *arguments)
-    apart = torch.cat([ops.x86_packed_linear_dynamic_int8(row, *arguments) for row in x.split(13)])
+    together = ops.packed_linear_dynamic_int8(x, *arguments)
+    apart = torch.cat([ops.packed_linear_dynamic_int8(row, *arguments) for row in x.split(13)])
     assert torch.equal(together, apart), "a row's result does not depend on its neighbours"
 
 
@@ -228,7 +228,7 @@ def test_instruction_sets_agree_on_integers():
         except RuntimeError:
             continue
         zero_point = torch.tensor(7, dtype=torch.int32)
-        results.append(ops.x86_packed_linear_int8(x, torch.ones(()), zero_point, *weights, None, None, "none", *FLOAT))
+        results.append(ops.packed_linear_int8(x, torch.ones(()), zero_point, *weights, None, None, "none", *FLOAT))
     native.use_isa(before)
     assert all(torch.equal(results[0], other) for other in results)
 
@@ -240,12 +240,12 @@ def test_ops_pass_opcheck(native_isa):
     static = (torch.randint(0, 9, (3, 16), dtype=torch.uint8), torch.ones(()), torch.zeros((), dtype=torch.int32))
     quantize = (torch.randn(3, 4), torch.ones(()), torch.zeros((), dtype=torch.int32), 0, 255, torch.uint8)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(ops.x86_packed_linear_dynamic_int8.default, dynamic, test_utils=tests)
+    torch.library.opcheck(ops.packed_linear_dynamic_int8.default, dynamic, test_utils=tests)
     torch.library.opcheck(
-        ops.x86_packed_linear_int8.default, (*static, *weights, bias, None, "none", *FLOAT), test_utils=tests
+        ops.packed_linear_int8.default, (*static, *weights, bias, None, "none", *FLOAT), test_utils=tests
     )
-    torch.library.opcheck(ops.x86_quantize.default, quantize, test_utils=tests)
-    torch.library.opcheck(ops.x86_rows_embedding_int8.default, (weight, scale, torch.tensor([1, 2])), test_utils=tests)
+    torch.library.opcheck(ops.quantize_static.default, quantize, test_utils=tests)
+    torch.library.opcheck(ops.rows_embedding_int8.default, (weight, scale, torch.tensor([1, 2])), test_utils=tests)
 
 
 def test_packed_tensors_are_plain(native_isa):

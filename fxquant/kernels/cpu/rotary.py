@@ -1,4 +1,4 @@
-"""`fxquant::x86_rotary`: rotary position embedding of queries or keys.
+"""`fxquant::rotary`: rotary position embedding of queries or keys.
 
 Pairs of features are turned by an angle that grows with the position. csrc/rotary.h computes it; the implementation
 here says what it means and runs anywhere.
@@ -37,4 +37,4 @@ def _fake(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return x.new_empty((batch, positions, heads, features), dtype=torch.float32).transpose(1, 2)
 
 
-define("x86_rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor", rotary, _fake)
+define("rotary(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor", rotary, _fake)

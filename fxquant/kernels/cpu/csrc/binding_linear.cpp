@@ -189,11 +189,11 @@ std::string use_isa(string_view name) {
 }  // namespace
 
 // The schemas are defined in Python (packed.py), where each op has an implementation that runs anywhere.
-TORCH_LIBRARY_FRAGMENT(fxquant, m) { m.def("x86_isa(str name) -> str", use_isa); }
+TORCH_LIBRARY_FRAGMENT(fxquant, m) { m.def("cpu_isa(str name) -> str", use_isa); }
 
 TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
-  m.impl("x86_packed_linear_dynamic_int8", linear_dynamic);
-  m.impl("x86_packed_linear_int8", linear_static);
-  m.impl("x86_quantize", quantize_tensor);
-  m.impl("x86_rows_embedding_int8", embedding);
+  m.impl("packed_linear_dynamic_int8", linear_dynamic);
+  m.impl("packed_linear_int8", linear_static);
+  m.impl("quantize_static", quantize_tensor);
+  m.impl("rows_embedding_int8", embedding);
 }
