@@ -27,16 +27,22 @@ import fxquant as fxq
 
 BOS, CONTEXT = 1, 512
 _BYTES = 3  # the id of byte 0
-HEAD = {"dtype": "int8", "granularity": "per-channel", "symmetric": True}
+GROUPS = {
+    "dtype": "int4",
+    "granularity": "per-group",
+    "group_size": 32,
+    "symmetric": False,
+    "observer": "least_squares",
+}
 EXTREMES = {"weight": {"observer": "minmax"}}
 RECIPES: dict[str, str | fxq.Recipe] = {
     "int8 dynamic": "dynamic",
     "int4, scales by extremes": fxq.Recipe(name="int4-minmax", base="weight-only-int4", specs=EXTREMES),
     "int4 group-32 weight-only": "weight-only-int4",
-    "the same, int8 head": fxq.Recipe(
-        name="int4-head8",
+    "the same, int4 head": fxq.Recipe(
+        name="int4-head4",
         base="weight-only-int4",
-        overrides=[fxq.Override(path="lm_head", specs={"weight": HEAD})],
+        overrides=[fxq.Override(path="lm_head", specs={"weight": GROUPS})],
     ),
 }
 

@@ -40,7 +40,7 @@ def prepare(graph: Graph, backend: str | Path | Backend = "x86", recipe: RecipeW
     wish = chosen.recipe(recipe)
     sites: set[tuple[str, str]] = set()
     prepared = _each(graph, lambda gm: _prepare(gm, chosen, wish, sites))
-    for override in wish.unused(sites):
+    for override in (each for each in wish.unused(sites) if not chosen.packages(each)):
         text = (
             f"the override path = {override.path!r}, op = {override.op!r} of {wish.label} matches no op of this model"
         )

@@ -3,7 +3,7 @@
 Every error says which file, which table and which key, the value found, and what is known.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from fxquant.spec import QuantSpec
 __all__ = ["Backend", "Limits", "OpRule", "Vocabulary"]
 
 _KEYS = ("name", "description", "kernels", "spec", "recipe", "op", "kernel", "lower")
+_OVERRIDE = "override"  # of a packaged recipe; no spec may have the name
 Wish = str | Path | dict[str, Any] | Recipe
 
 
@@ -59,11 +60,14 @@ class Backend:
         with within(asked.label):
             base = self._packaged(asked.base) if asked.base is not None else Recipe()
             specs = self._changed(self._changed(self.specs, base.specs, "spec"), asked.specs, "spec")
-            for number, override in enumerate(asked.overrides, 1):
-                with within(f"[[override]] {number}"):
-                    self._changed(specs, override.specs, "override.spec")
+            overrides = (*asked.overrides, *base.overrides)
+            self._check_overrides(specs, overrides)
         whole = {name: FLOAT if spec is None else spec.to_dict() for name, spec in specs.items()}
-        return Recipe(name=asked.name, specs=whole, overrides=asked.overrides, source=asked.source)
+        return Recipe(name=asked.name, specs=whole, overrides=overrides, source=asked.source)
+
+    def packages(self, override: Override) -> bool:
+        """Say whether an override is of a packaged recipe, which may well match nothing in a model."""
+        return any(override in recipe.overrides for recipe in self.recipes.values())
 
     def spec(self, rule: OpRule, role: str, recipe: Recipe, path: str, kind: str) -> QuantSpec | None:
         """Return the spec of `role` for op `kind` in the module at `path` under a resolved recipe; None is float."""
@@ -97,6 +101,11 @@ class Backend:
             raise ConfigError(f"unknown recipe {name!r} for backend {self.name}: {known}, or the path of a .toml file")
         return self.recipes[name]
 
+    def _check_overrides(self, specs: Mapping[str, QuantSpec | None], overrides: Sequence[Override]) -> None:
+        for number, override in enumerate(overrides, 1):
+            with within(f"[[override]] {number}"):
+                self._changed(specs, override.specs, "override.spec")
+
     def _changed(
         self, specs: Mapping[str, QuantSpec | None], changes: Mapping[str, Changes], table: str
     ) -> dict[str, QuantSpec | None]:
@@ -117,7 +126,7 @@ class Backend:
             "description": self.description,
             "kernels": self.kernels,
             "spec": {name: spec.to_dict() for name, spec in self.specs.items()},
-            "recipe": {name: recipe.to_dict()["spec"] for name, recipe in self.recipes.items()},
+            "recipe": {name: _packaged_form(recipe) for name, recipe in self.recipes.items()},
             "op": [rule.to_dict() for rule in self.rules],
             "kernel": {
                 kernel: {role: limits.to_dict() for role, limits in by_role.items()}
@@ -149,7 +158,9 @@ class Backend:
                 vocabulary=vocabulary,
             )
             for name, recipe in backend.recipes.items():
-                backend._changed(backend.specs, recipe.specs, f"recipe.{name}")
+                specs = backend._changed(backend.specs, recipe.specs, f"recipe.{name}")
+                with within(f"[recipe.{name}]"):
+                    backend._check_overrides(specs, recipe.overrides)
         return backend
 
 
@@ -157,6 +168,8 @@ def _specs(data: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, QuantSp
     specs = {}
     for name, fields in tables(data, "spec").items():
         with within(f"[spec.{name}]"):
+            if name == _OVERRIDE:
+                raise ConfigError(f"a spec cannot be called {name!r}: a recipe keeps its overrides under that name")
             specs[name] = QuantSpec.from_dict(dict(fields))
             _check_observer(specs[name], vocabulary)
     return specs
@@ -171,12 +184,21 @@ def _check_observer(spec: QuantSpec | None, vocabulary: Vocabulary) -> None:
 
 def _recipes(data: Mapping[str, Any]) -> dict[str, Recipe]:
     recipes = {}
-    for name, specs in tables(data, "recipe").items():
+    for name, given in tables(data, "recipe").items():
+        specs = {key: value for key, value in given.items() if key != _OVERRIDE}
         for spec, changes in specs.items():
             with within(f"[recipe.{name}.{spec}]"):
                 check_changes(changes)
-        recipes[name] = Recipe(name=name, specs=specs)
+        with within(f"[recipe.{name}]"):
+            recipes[name] = Recipe(name=name, specs=specs, overrides=given.get(_OVERRIDE, ()))
     return recipes
+
+
+def _packaged_form(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as it stands in a backend file."""
+    data = recipe.to_dict()
+    form: dict[str, Any] = data["spec"]
+    return form | {_OVERRIDE: data["override"]} if recipe.overrides else form
 
 
 def _rules(data: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[OpRule, ...]:

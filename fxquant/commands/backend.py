@@ -9,7 +9,7 @@ from tabulate import tabulate
 from fxquant.backends import Backend, Limits, load_backend
 from fxquant.commands.options import add_command
 from fxquant.passes.lowering import listed_passes
-from fxquant.recipe import Changes
+from fxquant.recipe import Changes, Recipe
 from fxquant.spec import QuantSpec
 
 
@@ -52,8 +52,16 @@ def _scheme(spec: QuantSpec) -> str:
 
 
 def _recipes(backend: Backend) -> str:
-    body = [(name, _changes(recipe.specs)) for name, recipe in backend.recipes.items()]
+    body = [(name, _changes(recipe.specs) + _overridden(recipe)) for name, recipe in backend.recipes.items()]
     return tabulate(body, ("recipe", "changes to the specs"), disable_numparse=True)
+
+
+def _overridden(recipe: Recipe) -> str:
+    """Return the overrides of a packaged recipe in brackets."""
+    parts = [
+        f" [{each.path}, {each.op}: {_changes(each.specs) if each.quantize else 'float'}]" for each in recipe.overrides
+    ]
+    return "".join(parts)
 
 
 def _changes(specs: Mapping[str, Changes]) -> str:

@@ -29,6 +29,8 @@ class Kernel:
 KERNEL_SETS: dict[str, Registry[Kernel]] = {}
 # What a set does with the static quantizations that no kernel took over.
 QUANTIZERS: dict[str, Emitter] = {}
+# Whether a set has kernels here for what passes put in the place of several ops; others have those of the C++ core.
+FUSES: dict[str, Callable[[], bool]] = {}
 
 
 def emitter(

@@ -247,6 +247,47 @@ def test_another_observer_drops_the_options_of_the_base(backend):
     assert recipe.specs["activation"]["options"] == {}
 
 
+HEAD = {"path": "*head", "spec": {"weight": {"symmetric": False}}}
+
+
+def with_head(overrides):
+    changed = tomllib.loads(TEXT)
+    changed["recipe"]["weight-only"]["override"] = overrides
+    return Backend.from_dict(changed, "mine.toml", VOCABULARY)
+
+
+def test_a_packaged_recipe_may_have_overrides_which_come_after_the_users():
+    backend, mine = with_head([HEAD]), Override(path="a.*", quantize=False)
+    packaged = Override(path="*head", specs={"weight": {"symmetric": False}})
+    assert backend.recipe("weight-only").overrides == (packaged,)
+    resolved = backend.recipe(Recipe(base="weight-only", overrides=[mine]))
+    assert resolved.overrides == (mine, packaged) and backend.recipe(resolved) == resolved
+    assert backend.recipe(Recipe(base="dynamic", overrides=[mine])).overrides == (mine,)
+    assert backend.packages(packaged) and not backend.packages(mine)
+    again = Backend.from_dict(json.loads(json.dumps(backend.to_dict())), "again", VOCABULARY)
+    assert again == backend and again.recipe("weight-only").overrides == (packaged,)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ([{"path": 3}], r"mine.toml: \[recipe.weight-only\]: .*\[\[override\]\] 1: path = 3"),
+        ([HEAD, {"spec": {"wait": {}}}], r"\[\[override\]\] 2: .*has no spec 'wait': did you mean 'weight'"),
+        ("*head", r"override = '\*head': expected a list of tables"),
+    ],
+)
+def test_wrong_packaged_overrides(overrides, text):
+    with pytest.raises(ConfigError, match=text):
+        with_head(overrides)
+
+
+def test_no_spec_takes_the_name_of_a_recipes_overrides():
+    changed = tomllib.loads(TEXT)
+    changed["spec"]["override"] = {}
+    with pytest.raises(ConfigError, match=r"\[spec.override\]: a spec cannot be called 'override'"):
+        Backend.from_dict(changed, "mine.toml", VOCABULARY)
+
+
 def test_a_recipe_file(backend, tmp_path):
     path = tmp_path / "careful.toml"
     path.write_text('base = "static"\n[[override]]\npath = "pooler.*"\nquantize = false\n')

@@ -217,6 +217,11 @@ def test_an_override_that_takes_effect_is_not_called_unused(recwarn):
     assert not [each for each in recwarn if issubclass(each.category, fxq.FxQuantWarning)]
 
 
+def test_a_packaged_override_may_match_nothing(recwarn):
+    fxq.prepare(capture(Feed().eval(), (X,)), "reference", "weight-only-int4")
+    assert not [each for each in recwarn if issubclass(each.category, fxq.FxQuantWarning)]
+
+
 def test_an_override_that_matches_nothing_is_reported():
     recipe = Recipe(base="dynamic", overrides=[Override(path="encoder.*", quantize=False)])
     with pytest.warns(fxq.FxQuantWarning, match=r"path = 'encoder\.\*'.* matches no op of this model"):

@@ -8,7 +8,8 @@ from torch import Tensor, fx
 
 from fxquant.errors import FxQuantError
 from fxquant.graph import edit
-from fxquant.kernels.cuda import gemm, rows
+from fxquant.kernels.cpu import packed
+from fxquant.kernels.cuda import attention, gemm, rows
 from fxquant.kernels.cuda.emit_weight_only import emit_weight_only
 from fxquant.kernels.cuda.triton_support import refusal as device_refusal
 from fxquant.kernels.emit import (
@@ -22,12 +23,21 @@ from fxquant.kernels.emit import (
     linear_emitter,
     refusal,
 )
-from fxquant.kernels.layout import Source
+from fxquant.kernels.layout import Source, record
 from fxquant.kernels.reference import embedding, grouped, linear, weight_only
 from fxquant.kernels.site import Operand, Site
-from fxquant.kernels.table import emitter
+from fxquant.kernels.table import FUSES, QUANTIZERS, emitter
 
-__all__ = ["embedding", "gemm", "grouped", "linear", "rows", "weight_only"]  # importing them defines the ops
+__all__ = [
+    "attention",
+    "embedding",
+    "gemm",
+    "grouped",
+    "linear",
+    "packed",
+    "rows",
+    "weight_only",
+]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)
@@ -65,6 +75,19 @@ emitter("cuda", "grouped_linear_int8", serves=("grouped_linear",), needs=("weigh
 emitter("cuda", "embedding_int8", serves=("embedding",), needs=("weight",))(
     embedding_emitter(ops.embedding_int8.default)
 )
+
+
+def emit_quantize(site: Site) -> fx.Node | str:
+    """Emit a static per-tensor quantize that no kernel took over."""
+    out = site.requantize
+    if out is None or out.dtype not in BYTES:
+        return "torch's own ops quantize"
+    source = site.read("x").value
+    return site.emit(ops.quantize_static.default, source, out.scale, out.zero_point, out.qmin, out.qmax, out.dtype)
+
+
+QUANTIZERS["cuda"] = emit_quantize
+FUSES["cuda"] = lambda: True
 
 
 def _by_row(x: Operand) -> bool:
@@ -106,9 +129,10 @@ def _before(site: Site, *nodes: fx.Node) -> None:
 def _packed_weight(site: Site, integers: Tensor) -> fx.Node:
     """Return the node of a weight whose rows a kernel can read; a tied weight is packed once."""
     node, _ = integers_of(site.read("weight"))
-    if integers.shape[1] % gemm.ALIGNMENT == 0:
-        return node
     source = Source(str(node.target), "zeros_behind_rows")
+    if integers.shape[1] % gemm.ALIGNMENT == 0:
+        record(site.gm, node, source)  # where it is joined with others, the plain one need not be kept beside them
+        return node
     return _constant(site, "packed", lambda: gemm.pack(integers), source)
 
 

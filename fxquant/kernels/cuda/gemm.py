@@ -29,7 +29,7 @@ def pack(weight: Tensor) -> Tensor:
 @LAYOUTS.register("zeros_behind_rows")
 def _plain(packed: Tensor, like: Tensor) -> Tensor:
     """Return the weight that `pack` took, of the shape of `like`."""
-    return packed[:, : like.shape[1]].contiguous()
+    return packed[:, : like.shape[1]].clone()
 
 
 def row_sums(weight: Tensor) -> Tensor:

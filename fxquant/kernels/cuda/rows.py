@@ -13,7 +13,8 @@ from torch.nn import functional
 from fxquant import numerics
 from fxquant.kernels import qdq
 from fxquant.kernels.cuda.launch_rows import Norm, Static, launch_rows, launch_static, row_spec, serves
-from fxquant.kernels.cuda.triton_support import define_with_triton
+from fxquant.kernels.cuda.triton_support import define_with_triton, takes_triton
+from fxquant.kernels.library import LIBRARY
 from fxquant.spec import QParams
 
 
@@ -127,6 +128,14 @@ def _triton_norm_static(
     return launch_static(x, Static(scale, zero_point, qmin, qmax, dtype), Norm(norm, weight, bias, eps), keep)
 
 
+def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
+    """Return `fxquant::quantize_static` of x, by the kernel that takes rows."""
+    if not (takes_triton(x) and serves(x, dtype)):
+        return qdq.quantize(x, scale, zero_point, None, qmin, qmax, dtype)
+    (q,) = launch_static(x, Static(scale, zero_point, qmin, qmax, dtype))
+    return q
+
+
 def _fake_rows(x: Tensor, dtype: str, symmetric: bool, range: str) -> tuple[Tensor, Tensor, Tensor]:
     spec = row_spec(dtype, symmetric, range)
     q = x.new_empty(x.shape, dtype=spec.format.torch_dtype)
@@ -164,3 +173,4 @@ define_with_triton(
     _triton_norm_static,
     _fake_norm_static,
 )
+LIBRARY.impl("quantize_static", quantize_static, "CUDA")  # type: ignore[no-untyped-call]

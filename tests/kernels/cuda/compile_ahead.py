@@ -5,9 +5,11 @@ import json
 import sys
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fxquant.kernels.cuda.device.attention import attention_kernel
 from fxquant.kernels.cuda.device.gemm import int8_gemm_kernel
 from fxquant.kernels.cuda.device.rows import rows_kernel
 from fxquant.kernels.cuda.triton_support import OPTIONS
@@ -26,7 +28,16 @@ GEMM = {
     "BY_ROW": True, "BY_COLUMN": True, "UNSIGNED": False, "GATED": False, "ACTIVATION": "gelu", "WHOLE": True,
     "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 128, "GROUP": 8,
 }  # fmt: skip
+ATTENTION = {
+    "q_ptr": "*fp32", "k_ptr": "*fp32", "v_ptr": "*fp32", "mask_ptr": "*u8", "offsets_ptr": None, "y_ptr": "*fp32",
+    **dict.fromkeys(("queries", "keys", "sequences", "heads", "group", "features"), "i32"), "scale": "fp32",
+    **{f"{name}_{axis}": "i32" for name in "qkv" for axis in ("batch", "position", "head")},
+    "FACTOR": tl.bfloat16, "CAUSAL": False, "SEQUENCES": 1, "FEATURES": 64, "BLOCK_M": 128, "BLOCK_N": 64,
+}  # fmt: skip
+PACKED = {"mask_ptr": None, "offsets_ptr": "*i64", "SEQUENCES": 32}
 REQUANTIZED = {"y_ptr": "*i8", "out_scale_ptr": "*fp32", "out_zero_point_ptr": "*i32"}
+# Sizes that rows are apart by, which in models are multiples of 16.
+EVEN = ("n", "k", "width", "weight_stride", "features", *(name for name in ATTENTION if name[:2] in ("q_", "k_", "v_")))
 KERNELS = {
     "rows": (rows_kernel, ROWS),
     "rows_bfloat16": (rows_kernel, ROWS | {"x_ptr": "*bf16", "kept_ptr": None, "NORM": "rms", "SYMMETRIC": True}),
@@ -41,6 +52,11 @@ KERNELS = {
         GEMM | REQUANTIZED | {"x_ptr": "*u8", "UNSIGNED": True, "BY_ROW": False, "ACTIVATION": "none"},
     ),
     "gemm_gated": (int8_gemm_kernel, GEMM | {"GATED": True, "ACTIVATION": "silu", "y_ptr": "*bf16"}),
+    "attention": (attention_kernel, ATTENTION),
+    "attention_packed": (
+        attention_kernel,
+        ATTENTION | PACKED | {"q_ptr": "*bf16", "k_ptr": "*bf16", "v_ptr": "*bf16", "CAUSAL": True, "FEATURES": 128},
+    ),
     "gemm_gelu_tanh": (int8_gemm_kernel, GEMM | {"ACTIVATION": "gelu_tanh", "x_zero_point_ptr": None}),
 }
 
@@ -51,11 +67,10 @@ def compiled(kernel, arguments, capability):
     constants = {(kernel.arg_names.index(name),): value for name, value in arguments.items() if not _is_type(value)}
     assert list(types) == kernel.arg_names or sorted(types) == sorted(kernel.arg_names), kernel.arg_names
     types = {name: types[name] for name in kernel.arg_names}
-    # Pointers and the sizes that rows are apart by are multiples of 16, as torch's allocations and models' widths are.
     even = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(kernel.arg_names)
-        if types[name].startswith("*") or name in ("n", "k", "width", "weight_stride")
+        if types[name].startswith("*") or name in EVEN
     }
     source = ASTSource(kernel, signature=types, constexprs=constants, attrs=even)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8, **OPTIONS})
