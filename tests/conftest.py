@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +14,13 @@ import pytest
 import torch
 
 torch.set_num_threads(2)
+
+if not torch.cuda.is_available() and find_spec("triton") is not None:
+    # Triton decides when it is loaded, which torch may do at any time, whether its own library can be interpreted.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def _fuse(gm: fx.GraphModule, product: fx.Node, gate: fx.Node, up: fx.Node) -> N
     given, beside = _given(gate), _given(up)
     readers = list(product.users)
     quantize = readers[0] if len(readers) == 1 and readers[0].target is QUANTIZE else None
-    parent = edit.path_of(gate).rpartition(".")[0]
+    parent = edit.path_of(up).rpartition(".")[0]
     joined = {name: _joined(gm, f"{parent}.gated_{name}".lstrip("."), given[name], beside[name]) for name in JOINED}
     out = quantize.args[1:] if quantize is not None else (None, None, 0, 0, torch.float32)
     args = (given["x"], given["x_scale"], given["x_zero_point"], *joined.values(), given["activation"], *out)

@@ -22,7 +22,7 @@ from fxquant.kernels.emit import (
 from fxquant.kernels.int4 import unpack_int4
 from fxquant.kernels.layout import Source
 from fxquant.kernels.site import Operand, Site
-from fxquant.kernels.table import QUANTIZERS, Emitter, emitter
+from fxquant.kernels.table import DEVICES, QUANTIZERS, Emitter, emitter
 
 __all__ = ["CpuKernels", "attention"]  # importing it defines the ops
 
@@ -52,6 +52,7 @@ class CpuKernels:
         emitter(self.name, "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(emit_grouped)
         emitter(self.name, "embedding_int8", serves=("embedding",), needs=("weight",))(self.emit_embedding)
         QUANTIZERS[self.name] = emit_quantize
+        DEVICES[self.name] = ("cpu",)
 
     def emit_linear(self, site: Site) -> fx.Node | str:
         """Emit a linear on a packed weight."""

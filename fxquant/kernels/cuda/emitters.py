@@ -1,12 +1,10 @@
 """The cuda kernel set: 8-bit products in Triton, fed by rows that one kernel quantizes for all that read them."""
 
 import operator
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx
 
-from fxquant.errors import FxQuantError
 from fxquant.graph import edit
 from fxquant.kernels.cpu import packed
 from fxquant.kernels.cuda import attention, gemm, rows
@@ -26,7 +24,7 @@ from fxquant.kernels.emit import (
 from fxquant.kernels.layout import Source, record
 from fxquant.kernels.reference import embedding, grouped, linear, weight_only
 from fxquant.kernels.site import Operand, Site
-from fxquant.kernels.table import FUSES, QUANTIZERS, emitter
+from fxquant.kernels.table import DEVICES, FUSES, QUANTIZERS, emitter
 
 __all__ = [
     "attention",
@@ -88,6 +86,7 @@ def emit_quantize(site: Site) -> fx.Node | str:
 
 QUANTIZERS["cuda"] = emit_quantize
 FUSES["cuda"] = lambda: True
+DEVICES["cuda"] = ("cuda", "cpu")  # on a CPU as references
 
 
 def _by_row(x: Operand) -> bool:
@@ -133,21 +132,9 @@ def _packed_weight(site: Site, integers: Tensor) -> fx.Node:
     if integers.shape[1] % gemm.ALIGNMENT == 0:
         record(site.gm, node, source)  # where it is joined with others, the plain one need not be kept beside them
         return node
-    return _constant(site, "packed", lambda: gemm.pack(integers), source)
+    return site.constant(f"{node.target}_packed", lambda: gemm.pack(integers), source)
 
 
 def _weight_sums(site: Site, integers: Tensor) -> fx.Node:
-    return _constant(site, "sum", lambda: gemm.row_sums(integers))
-
-
-def _constant(site: Site, kind: str, make: Callable[[], Tensor], source: Source | None = None) -> fx.Node:
-    """Return a node of what is made of a weight, on the weight's device."""
     node, _ = integers_of(site.read("weight"))
-    try:
-        return site.constant(f"{node.target}_{kind}", make, source)
-    except torch.OutOfMemoryError as error:
-        weight = edit.get_tensor(site.gm, node)
-        raise FxQuantError(
-            f"{weight.device} has no memory left to pack the weight {node.target}, {list(weight.shape)} of int8. The "
-            "graph that was to be lowered is as it was: free memory on the device, or lower on one that has more"
-        ) from error
+    return site.constant(f"{node.target}_sum", lambda: gemm.row_sums(integers))

@@ -2,7 +2,6 @@
 compiles only in a process that was not told to interpret."""
 
 import json
-import sys
 
 import triton
 import triton.language as tl
@@ -18,7 +17,7 @@ ROWS = {
     "x_ptr": "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32", "kept_ptr": "*fp32", "q_ptr": "*i8",
     "scale_ptr": "*fp32", "zero_point_ptr": "*i32", "rows": "i32", "width": "i32",
     **dict.fromkeys(("eps", "divisor", "middle", "qmin", "qmax", "smallest"), "fp32"),
-    "NORM": "layer", "STATIC": False, "SYMMETRIC": False, "ROWS": 2, "COLUMNS": 1024,
+    "NORM": "layer", "STATIC": False, "SYMMETRIC": False, "ROWS": 2, "COLUMNS": 512,
 }  # fmt: skip
 GEMM = {
     "x_ptr": "*i8", "x_scale_ptr": "*fp32", "x_zero_point_ptr": "*i32", "weight_ptr": "*i8",
@@ -26,38 +25,32 @@ GEMM = {
     "y_ptr": "*fp32", "out_scale_ptr": None, "out_zero_point_ptr": None,
     **dict.fromkeys(("m", "n", "k", "weight_stride", "m_class"), "i32"), "qmin": "fp32", "qmax": "fp32",
     "BY_ROW": True, "BY_COLUMN": True, "UNSIGNED": False, "GATED": False, "ACTIVATION": "gelu", "WHOLE": True,
-    "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 128, "GROUP": 8,
+    "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP": 8,
 }  # fmt: skip
 ATTENTION = {
     "q_ptr": "*fp32", "k_ptr": "*fp32", "v_ptr": "*fp32", "mask_ptr": "*u8", "offsets_ptr": None, "y_ptr": "*fp32",
     **dict.fromkeys(("queries", "keys", "sequences", "heads", "group", "features"), "i32"), "scale": "fp32",
     **{f"{name}_{axis}": "i32" for name in "qkv" for axis in ("batch", "position", "head")},
-    "FACTOR": tl.bfloat16, "CAUSAL": False, "SEQUENCES": 1, "FEATURES": 64, "BLOCK_M": 128, "BLOCK_N": 64,
+    "FACTOR": tl.bfloat16, "CAUSAL": False, "SEQUENCES": 1, "FEATURES": 64, "BLOCK_M": 64, "BLOCK_N": 64,
 }  # fmt: skip
-PACKED = {"mask_ptr": None, "offsets_ptr": "*i64", "SEQUENCES": 32}
+PACKED = {"mask_ptr": None, "offsets_ptr": "*i64", "SEQUENCES": 32, "CAUSAL": True, "FEATURES": 128}
+PACKED |= {f"{name}_ptr": "*bf16" for name in "qkv"}
+GATED = {"x_ptr": "*u8", "UNSIGNED": True, "GATED": True, "ACTIVATION": "silu", "WHOLE": False, "residual_ptr": None}
 REQUANTIZED = {"y_ptr": "*i8", "out_scale_ptr": "*fp32", "out_zero_point_ptr": "*i32"}
 # Sizes that rows are apart by, which in models are multiples of 16.
 EVEN = ("n", "k", "width", "weight_stride", "features", *(name for name in ATTENTION if name[:2] in ("q_", "k_", "v_")))
+# Kernel, its arguments, and the compute capabilities that it is compiled for; each kernel for both.
 KERNELS = {
-    "rows": (rows_kernel, ROWS),
-    "rows_bfloat16": (rows_kernel, ROWS | {"x_ptr": "*bf16", "kept_ptr": None, "NORM": "rms", "SYMMETRIC": True}),
-    "rows_static": (
+    "rows": (rows_kernel, ROWS, (80,)),
+    "rows_bfloat16": (
         rows_kernel,
-        ROWS | {"NORM": "none", "STATIC": True, "kept_ptr": None, "COLUMNS": 65536, "ROWS": 1},
+        ROWS | {"x_ptr": "*bf16", "kept_ptr": None, "NORM": "rms", "SYMMETRIC": True},
+        (90,),
     ),
-    "gemm": (int8_gemm_kernel, GEMM),
-    "gemm_few_rows": (int8_gemm_kernel, GEMM | {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 256, "WHOLE": False}),
-    "gemm_unsigned": (
-        int8_gemm_kernel,
-        GEMM | REQUANTIZED | {"x_ptr": "*u8", "UNSIGNED": True, "BY_ROW": False, "ACTIVATION": "none"},
-    ),
-    "gemm_gated": (int8_gemm_kernel, GEMM | {"GATED": True, "ACTIVATION": "silu", "y_ptr": "*bf16"}),
-    "attention": (attention_kernel, ATTENTION),
-    "attention_packed": (
-        attention_kernel,
-        ATTENTION | PACKED | {"q_ptr": "*bf16", "k_ptr": "*bf16", "v_ptr": "*bf16", "CAUSAL": True, "FEATURES": 128},
-    ),
-    "gemm_gelu_tanh": (int8_gemm_kernel, GEMM | {"ACTIVATION": "gelu_tanh", "x_zero_point_ptr": None}),
+    "gemm": (int8_gemm_kernel, GEMM, (90,)),
+    "gemm_gated": (int8_gemm_kernel, GEMM | REQUANTIZED | GATED, (80, 90)),
+    "attention": (attention_kernel, ATTENTION, (80,)),
+    "attention_packed": (attention_kernel, ATTENTION | PACKED, (90,)),
 }
 
 
@@ -73,18 +66,18 @@ def compiled(kernel, arguments, capability):
         if types[name].startswith("*") or name in EVEN
     }
     source = ASTSource(kernel, signature=types, constexprs=constants, attrs=even)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8, **OPTIONS})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4, **OPTIONS})
 
 
 def _is_type(value):
     return isinstance(value, str) and (value.startswith("*") or value in ("i32", "fp32"))
 
 
-for name in sys.argv[1:] or KERNELS:
-    for capability in (80, 90):
-        made = compiled(*KERNELS[name], capability)
+for name, (kernel, arguments, capabilities) in KERNELS.items():
+    for capability in capabilities:
+        made = compiled(kernel, arguments, capability)
         ptx = made.asm["ptx"]
-        facts = {"kernel": name, "capability": capability, "wgmma": "wgmma" in ptx, "mma_s8": ".s32.s8.s8" in ptx}
+        facts = {"kernel": name, "capability": capability, "mma_s8": ".s32.s8.s8" in ptx}
         facts |= {"cubin": len(made.asm["cubin"]), "shared": made.metadata.shared, "fma": ptx.count("fma.rn.f32")}
         facts |= {"div": ptx.count("div.rn.f32"), "approximate": ptx.count("div.full.f32")}
         print(json.dumps(facts))  # noqa: T201

@@ -1,24 +1,26 @@
 """Triton's interpreter for tests without a GPU.
 
-Triton decides while it is imported whether kernels, its own library's too, are to be interpreted. So it is imported
-here, before any test; the ops go on taking their references, but in tests that ask for `interpreted`.
+Triton decides while kernels are imported whether they are to be interpreted. So they are imported here, before tests;
+the ops go on taking their references, but in tests that ask for `interpreted`.
 """
 
 import os
+import pkgutil
+from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
 import torch
+
+from fxquant.kernels.cuda import device
 
 INTERPRETER = "TRITON_INTERPRET"
 GPU, TRITON = torch.cuda.is_available(), find_spec("triton") is not None
 
 if TRITON and not GPU:
     os.environ[INTERPRETER] = "1"
-    import fxquant.kernels.cuda.device.gemm
-    import fxquant.kernels.cuda.device.rows
-    import fxquant.kernels.cuda.device.weight_only  # noqa: F401
-
+    for module in pkgutil.iter_modules(device.__path__, f"{device.__name__}."):
+        import_module(module.name)
     del os.environ[INTERPRETER]
 
 

@@ -1,0 +1,60 @@
+"""Where a graph computes: the device of its tensors, which the tensors that its ops make have to be on, too."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.errors import ConfigError, FxQuantError
+from fxquant.graph import edit
+
+
+def device_of(gm: fx.GraphModule) -> torch.device | None:
+    """Return the device of a graph's parameters and buffers; None where it has none.
+
+    Raises:
+        FxQuantError: they are on different devices; names one of each.
+    """
+    found: dict[torch.device, str] = {}
+    for name, tensor in edit.constants(gm).items():
+        found.setdefault(tensor.device, name)
+    if len(found) > 1:
+        places = ", ".join(f"{name} on {device}" for device, name in found.items())
+        raise FxQuantError(
+            f"the graph's tensors are on different devices: {places}. A graph runs on one: move it with .to(device)"
+        )
+    return next(iter(found), None)
+
+
+def read_device(device: str | torch.device) -> torch.device:
+    """Return the device of that name, or raise `ConfigError` for one that torch does not know or cannot reach here."""
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device = {str(device)!r} cannot be used here: {reason}") from error
+    return chosen
+
+
+def move(graphs: Iterable[fx.GraphModule], device: torch.device) -> None:
+    """Put every tensor of graphs, which are the caller's own, onto a device; what graphs share they go on sharing."""
+    moved: dict[int, Tensor] = {}
+    for gm in graphs:
+        for target, tensor in edit.constants(gm).items():
+            if tensor.device != device:
+                edit.set_tensor(gm, target, moved.setdefault(id(tensor), tensor.to(device)))
+        make_on(gm, device)
+
+
+def make_on(gm: fx.GraphModule, device: torch.device) -> int:
+    """Let ops that say where they make a tensor make it on `device`; return how many made it elsewhere."""
+    count = 0
+    for node in gm.graph.nodes:
+        stated = [index for index, value in enumerate(edit.arguments(node)) if isinstance(value, torch.device)]
+        for index in stated if node.op == "call_function" else ():
+            count += edit.arguments(node)[index] != device
+            edit.set_argument(node, index, device)
+    if count:
+        gm.recompile()
+    return count
