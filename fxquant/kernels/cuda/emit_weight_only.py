@@ -7,7 +7,7 @@ from fxquant.errors import FxQuantError
 from fxquant.graph import edit
 from fxquant.kernels.cuda import tiles, weight_only
 from fxquant.kernels.cuda.triton_support import refusal
-from fxquant.kernels.emit import activation_of, bias_of, stored, weight_only_refusal
+from fxquant.kernels.emit import activation_of, bias_of, result_dtype, stored, weight_only_refusal
 from fxquant.kernels.int4 import unpack_int4
 from fxquant.kernels.layout import Source
 from fxquant.kernels.site import Site
@@ -25,12 +25,12 @@ def emit_weight_only(site: Site) -> fx.Node | str:
     refused = refusal(edit.get_tensor(site.gm, stored(weight.quantized)).device)
     if refused is not None:
         return refused
-    known, result = edit.info(weight.quantized), edit.info(site.anchor)
+    known = edit.info(weight.quantized)
     assert known is not None, "constants are described"
     columns, depth = known.shape
     after = (bias_of(site), site.float_value("residual"), activation_of(site), columns)
     bits = 4 if weight.spec.format.packed else 8
-    shape = (tiles.tiling(weight.spec, depth).group, bits, result.dtype if result else torch.float32, None)
+    shape = (tiles.tiling(weight.spec, depth).group, bits, result_dtype(site), None)
     target = torch.ops.fxquant.tiled_linear_weight_only.default
     return site.emit(target, site.read("x").value, *_packed(site, (columns, depth)), *after, *shape)
 

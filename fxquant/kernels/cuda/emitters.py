@@ -7,8 +7,9 @@ from torch import Tensor, fx
 
 from fxquant.graph import edit
 from fxquant.kernels.cpu import packed
-from fxquant.kernels.cuda import attention, gemm, rows
+from fxquant.kernels.cuda import attention, fp8, gemm, rows
 from fxquant.kernels.cuda.emit_weight_only import emit_weight_only
+from fxquant.kernels.cuda.triton_support import float8_refusal
 from fxquant.kernels.cuda.triton_support import refusal as device_refusal
 from fxquant.kernels.emit import (
     LINEARS,
@@ -16,10 +17,12 @@ from fxquant.kernels.emit import (
     activation_of,
     bias_of,
     embedding_emitter,
+    fp8_refusal,
     grouped_emitter,
     integers_of,
     linear_emitter,
     refusal,
+    result_dtype,
 )
 from fxquant.kernels.layout import Source, record
 from fxquant.kernels.reference import embedding, grouped, linear, weight_only
@@ -29,6 +32,7 @@ from fxquant.kernels.table import DEVICES, FUSES, QUANTIZERS, emitter
 __all__ = [
     "attention",
     "embedding",
+    "fp8",
     "gemm",
     "grouped",
     "linear",
@@ -64,6 +68,20 @@ def emit_linear(site: Site) -> fx.Node | str:
         sums = _weight_sums(site, integers)
     tail = (bias_of(site), site.float_value("residual"), activation_of(site), *site.output_arguments())
     return site.emit(ops.int8_gemm.default, q, scale, zero_point, *weight, sums, *tail)
+
+
+@emitter("cuda", "linear_fp8", serves=LINEARS, needs=("x", "weight"))
+def emit_fp8(site: Site) -> fx.Node | str:
+    """Emit a float8 product on rows that are quantized before it."""
+    weight = integers_of(site.read("weight"))
+    device = edit.get_tensor(site.gm, weight[0]).device
+    refused = fp8_refusal(site) or device_refusal(device) or float8_refusal(device)
+    if refused:
+        return refused
+    x = site.read("x")
+    q, scale, _ = _rows_of(site, x) if _by_row(x) else (x.quantized, x.scale, x.zero_point)
+    tail = (bias_of(site), site.float_value("residual"), activation_of(site), result_dtype(site))
+    return site.emit(ops.fp8_gemm.default, q, scale, *weight, *tail)
 
 
 emitter("cuda", "linear_weight_only", serves=LINEARS, needs=("weight",))(emit_weight_only)
