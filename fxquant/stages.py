@@ -56,7 +56,6 @@ def _prepare(graph: fx.GraphModule, backend: Backend, recipe: Recipe, sites: set
     gm = edit.clone(graph)
     Pipeline((*CANONICAL.passes, Annotate(backend, recipe, sites), Observe())).run(gm)
     edit.mark(gm, stage="prepared", backend=backend.to_dict(), recipe=recipe.to_dict())
-    gm.recompile()
     return gm
 
 
@@ -76,7 +75,6 @@ def _convert(prepared: fx.GraphModule, weights: Convert) -> fx.GraphModule:
     gm = edit.clone(prepared)
     Pipeline((weights, ShareQParams())).run(gm)
     edit.mark(gm, stage="converted")
-    gm.recompile()
     return gm
 
 
@@ -151,7 +149,6 @@ def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...
     Pipeline((*first, Lower(backend), *listed)).run(gm)
     edit.mark(gm, stage="lowered", backend=backend.to_dict())
     keep(gm, qdq)
-    gm.recompile()
     return gm
 
 

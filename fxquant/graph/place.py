@@ -7,6 +7,7 @@ from torch import Tensor, fx
 
 from fxquant.errors import ConfigError, FxQuantError
 from fxquant.graph import edit
+from fxquant.graph.rebuild import tensor_key
 
 
 def device_of(gm: fx.GraphModule) -> torch.device | None:
@@ -39,11 +40,14 @@ def read_device(device: str | torch.device) -> torch.device:
 
 def move(graphs: Iterable[fx.GraphModule], device: torch.device) -> None:
     """Put every tensor of graphs, which are the caller's own, onto a device; what graphs share they go on sharing."""
-    moved: dict[int, Tensor] = {}
+    moved: dict[object, Tensor] = {}
     for gm in graphs:
         for target, tensor in edit.constants(gm).items():
             if tensor.device != device:
-                edit.set_tensor(gm, target, moved.setdefault(id(tensor), tensor.to(device)))
+                key = tensor_key(tensor)
+                if key not in moved:
+                    moved[key] = tensor.detach().to(device)
+                edit.set_tensor(gm, target, moved[key])
         make_on(gm, device)
 
 

@@ -9,7 +9,7 @@ from fxquant.errors import ConfigError
 from fxquant.ops import OPS
 from fxquant.spec import QuantSpec
 
-PACKAGED = ["reference", "x86"]
+PACKAGED = ["cuda", "reference", "x86"]
 MINE = """
 name = "mine"
 kernels = "reference"

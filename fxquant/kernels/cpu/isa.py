@@ -1,7 +1,7 @@
 """Which instructions the kernels of a CPU use: the best that it has, or what a variable forces.
 
-The names of `NATIVE` are our own C++ kernels. Of x86, `avx512_bf16` differs from `avx512_vnni` in attention only and
-`avx_vnni` from `avx2` in linears. Those of `TORCH` are the operators of torch that stand in: `onednn` is its integer
+The names of `NATIVE` are our own C++ kernels. Of x86, `avx512_bf16` differs from `avx512_vnni` in attention and
+weight-only linears, `avx_vnni` from `avx2` in integer ones. Those of `TORCH` are the operators of torch that stand in: `onednn` is its integer
 GEMMs, where they are exact, and `portable` exact products in float32 blocks.
 """
 

@@ -37,7 +37,8 @@ def interpreting() -> bool:
 
 
 @cache
-def _capability(device: torch.device) -> tuple[int, int]:
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return the compute capability of a GPU."""
     return torch.cuda.get_device_capability(device)
 
 
@@ -54,8 +55,8 @@ def refusal(device: torch.device) -> str | None:
         return "the CUDA kernels are for NVIDIA GPUs; this torch is built for ROCm"
     if not installed():
         return "Triton is not installed: pip install triton"
-    if _capability(device) < LEAST_CAPABILITY:
-        found, least = (".".join(map(str, each)) for each in (_capability(device), LEAST_CAPABILITY))
+    if capability(device) < LEAST_CAPABILITY:
+        found, least = (".".join(map(str, each)) for each in (capability(device), LEAST_CAPABILITY))
         return f"the CUDA kernels need compute capability {least}; {device} has {found}"
     return None
 
@@ -93,13 +94,13 @@ def define_with_triton(
 
     @wraps(reference)
     def run(x: Tensor, *rest: Any) -> Any:
-        _check_devices(name, x, rest)
+        check_devices(name, x, rest)
         return (triton if takes_triton(x) else reference)(x, *rest)
 
     define(schema, run, fake)
 
 
-def _check_devices(name: str, x: Tensor, rest: tuple[Any, ...]) -> None:
+def check_devices(name: str, x: Tensor, rest: tuple[Any, ...]) -> None:
     """Raise for tensors that are not on the device of the first: a kernel would read a wild address."""
     if all(each.device == x.device for each in rest if isinstance(each, Tensor)):
         return

@@ -147,6 +147,7 @@ struct Isa {
 
 // Attention with bfloat16 factors, for CPUs that have avx512_vnni's instructions and these.
 void attention_avx512_bf16(const Attention& op, Tasks& tasks, int64_t part);
+void weight_only_avx512_bf16(const WeightOnly& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
 
 // The part of an instruction set that differs from a wider one's.
 void linear_avx_vnni(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);

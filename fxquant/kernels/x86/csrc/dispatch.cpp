@@ -16,12 +16,13 @@ bool has_avx512_vnni() {
 
 bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
 
-// As AVX-512 VNNI, but for attention.
+// As AVX-512 VNNI, but for attention and weight-only linears.
 const Isa& avx512_bf16() {
   static const Isa isa = [] {
     Isa changed = avx512_vnni;
     changed.name = "avx512_bf16";
     changed.attention = attention_avx512_bf16;
+    changed.weight_only = weight_only_avx512_bf16;
     return changed;
   }();
   return isa;
