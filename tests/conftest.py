@@ -25,6 +25,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
 
+
 if not torch.cuda.is_available() and find_spec("triton") is not None:
     # Triton decides when it is loaded, which torch may do at any time, whether its own library can be interpreted.
     os.environ["TRITON_INTERPRET"] = "1"

@@ -39,7 +39,7 @@ def interpreting() -> bool:
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
     """Return the compute capability of a GPU."""
-    return torch.cuda.get_device_capability(device)
+    return torch.cuda.get_devicecapability(device)
 
 
 def refusal(device: torch.device) -> str | None:
@@ -63,9 +63,9 @@ def refusal(device: torch.device) -> str | None:
 
 def float8_refusal(device: torch.device) -> str | None:
     """Return why a device has no float8 numbers; None where it has them, and of a CPU, which takes references."""
-    if device.type != "cuda" or _capability(device) >= FLOAT8_CAPABILITY:
+    if device.type != "cuda" or capability(device) >= FLOAT8_CAPABILITY:
         return None
-    found, least = (".".join(map(str, each)) for each in (_capability(device), FLOAT8_CAPABILITY))
+    found, least = (".".join(map(str, each)) for each in (capability(device), FLOAT8_CAPABILITY))
     return f"products of float8 need compute capability {least}; {device} has {found}"
 
 

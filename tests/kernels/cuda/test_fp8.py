@@ -105,7 +105,7 @@ def test_opcheck():
 
 
 def test_older_gpus_have_no_float8(monkeypatch):
-    monkeypatch.setattr(triton_support, "_capability", lambda device: (8, 6))
+    monkeypatch.setattr(triton_support, "capability", lambda device: (8, 6))
     text = "products of float8 need compute capability 8.9; cuda:0 has 8.6"
     assert triton_support.float8_refusal(torch.device("cuda", 0)) == text
     assert triton_support.float8_refusal(torch.device("cpu")) is None
