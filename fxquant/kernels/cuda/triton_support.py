@@ -39,7 +39,7 @@ def interpreting() -> bool:
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
     """Return the compute capability of a GPU."""
-    return torch.cuda.get_devicecapability(device)
+    return torch.cuda.get_device_capability(device)
 
 
 def refusal(device: torch.device) -> str | None:
