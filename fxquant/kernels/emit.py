@@ -78,6 +78,38 @@ def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitte
     return emit
 
 
+def fp8_refusal(site: Site) -> str | None:
+    """Return why a kernel of float8 products cannot take a site's operands, whatever its backend file allows."""
+    x, weight = site.read("x"), site.read("weight").spec
+    if x.quantized is None or x.spec is None or not x.spec.format.floating or x.spec.granularity == "per-channel":
+        return "the activations have to be float8, per-tensor or per-token"
+    if weight is None or not weight.format.floating or weight.dynamic or weight.axis not in (None, 0, -2):
+        return "the weight has to be float8, static, and per-tensor or per-channel along axis 0"
+    if weight.group_size is not None:
+        return "the weight has to have one scale a tensor or a channel"
+    return UNQUANTIZED if site.requantize is not None else None
+
+
+def fp8_emitter(op: Any) -> Emitter:
+    """Return the emitter of a linear of float8 activations and weights."""
+
+    def emit(site: Site) -> fx.Node | str:
+        refused = fp8_refusal(site)
+        if refused is not None:
+            return refused
+        x = site.read("x")
+        tail = (bias_of(site), site.float_value("residual"), activation_of(site), result_dtype(site))
+        return site.emit(op, x.quantized, x.scale, *integers_of(site.read("weight")), *tail)
+
+    return emit
+
+
+def result_dtype(site: Site) -> torch.dtype:
+    """Return the dtype of what a site computes; float32 where it is not known."""
+    known = edit.info(site.anchor)
+    return known.dtype if known else torch.float32
+
+
 def weight_only_refusal(site: Site) -> str | None:
     """Return why a kernel of float activations cannot take a site's weight, whatever its backend file allows."""
     spec = site.read("weight").spec
@@ -85,7 +117,8 @@ def weight_only_refusal(site: Site) -> str | None:
         return "the activations have to stay in float"
     if site.requantize is not None:
         return UNQUANTIZED
-    if spec is None or spec.format.torch_dtype is torch.int32 or spec.dynamic or spec.axis not in (None, 0, -2):
+    wide = spec is None or spec.format.floating or spec.format.torch_dtype is torch.int32
+    if wide or spec is None or spec.dynamic or spec.axis not in (None, 0, -2):
         return "the weight has to have 8 or 4 bits, static, and one scale a tensor, a channel of axis 0 or a group"
     return None
 

@@ -7,7 +7,9 @@ from torch import Tensor, fx
 
 from fxquant.graph import edit
 from fxquant.kernels.cpu import packed
-from fxquant.kernels.cuda import attention, gemm, rows
+from fxquant.kernels.cuda import attention, fp8, gemm, rows
+from fxquant.kernels.cuda.emit_weight_only import emit_weight_only
+from fxquant.kernels.cuda.triton_support import float8_refusal
 from fxquant.kernels.cuda.triton_support import refusal as device_refusal
 from fxquant.kernels.emit import (
     LINEARS,
@@ -15,11 +17,12 @@ from fxquant.kernels.emit import (
     activation_of,
     bias_of,
     embedding_emitter,
+    fp8_refusal,
     grouped_emitter,
     integers_of,
     linear_emitter,
     refusal,
-    weight_only_emitter,
+    result_dtype,
 )
 from fxquant.kernels.layout import Source, record
 from fxquant.kernels.reference import embedding, grouped, linear, weight_only
@@ -29,6 +32,7 @@ from fxquant.kernels.table import DEVICES, FUSES, QUANTIZERS, emitter
 __all__ = [
     "attention",
     "embedding",
+    "fp8",
     "gemm",
     "grouped",
     "linear",
@@ -41,7 +45,6 @@ ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)
 
 _reference_linear = linear_emitter(ops.linear_int8.default, ops.linear_weight_int8.default)
-_reference_weight_only = weight_only_emitter(ops.linear_weight_only.default)
 
 
 @emitter("cuda", "linear_int8", serves=LINEARS, needs=("weight",))
@@ -67,12 +70,21 @@ def emit_linear(site: Site) -> fx.Node | str:
     return site.emit(ops.int8_gemm.default, q, scale, zero_point, *weight, sums, *tail)
 
 
-@emitter("cuda", "linear_weight_only", serves=LINEARS, needs=("weight",))
-def emit_weight_only(site: Site) -> fx.Node | str:
-    """Emit a linear of float activations on a weight of 8 or 4 bits."""
-    return _reference_weight_only(site)
+@emitter("cuda", "linear_fp8", serves=LINEARS, needs=("x", "weight"))
+def emit_fp8(site: Site) -> fx.Node | str:
+    """Emit a float8 product on rows that are quantized before it."""
+    weight = integers_of(site.read("weight"))
+    device = edit.get_tensor(site.gm, weight[0]).device
+    refused = fp8_refusal(site) or device_refusal(device) or float8_refusal(device)
+    if refused:
+        return refused
+    x = site.read("x")
+    q, scale, _ = _rows_of(site, x) if _by_row(x) else (x.quantized, x.scale, x.zero_point)
+    tail = (bias_of(site), site.float_value("residual"), activation_of(site), result_dtype(site))
+    return site.emit(ops.fp8_gemm.default, q, scale, *weight, *tail)
 
 
+emitter("cuda", "linear_weight_only", serves=LINEARS, needs=("weight",))(emit_weight_only)
 emitter("cuda", "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(
     grouped_emitter(ops.grouped_linear_int8.default, ops.grouped_linear_weight_int8.default)
 )

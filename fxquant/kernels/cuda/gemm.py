@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fxquant.kernels.cuda.launch_gemm import Epilogue, Operands, launch_gemm, serves
+from fxquant.kernels.cuda.choice import Question, run_fastest
+from fxquant.kernels.cuda.launch_gemm import Epilogue, Operands, launch_gemm, row_class, serves
+from fxquant.kernels.cuda.scaled_mm import gemm_by_int_mm
 from fxquant.kernels.cuda.triton_support import define_with_triton
 from fxquant.kernels.layout import LAYOUTS
 from fxquant.kernels.reference import linear as reference
@@ -128,7 +130,14 @@ def _triton_gemm(
     if not serves(operands, epilogue):
         tail = (activation, out_scale, out_zero_point, out_qmin, out_qmax, out_dtype)
         return int8_gemm(x, x_scale, x_zero_point, weight, weight_scale, weight_sum, bias, residual, *tail)
-    return launch_gemm(operands, epilogue)
+    sizes = (row_class(x.numel() // x.shape[-1]), weight.shape[0], x.shape[-1])
+    kinds = (str(x.dtype), str(out_dtype), activation, x_zero_point is not None, residual is not None)
+    ways = {
+        "triton": lambda: launch_gemm(operands, epilogue),
+        "int_mm": lambda: gemm_by_int_mm(operands, epilogue),
+    }
+    found: Tensor = run_fastest(Question("int8_gemm", (*sizes, *map(str, kinds))), x, ways)
+    return found
 
 
 def _triton_gated(

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from fxquant import numerics
-from fxquant.kernels.cuda.triton_support import OPTIONS, on_device_of
+from fxquant.kernels.cuda.triton_support import OPTIONS, float8_refusal, on_device_of
 from fxquant.kernels.qdq import dynamic_spec
 from fxquant.spec import QuantSpec
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-BYTES = (torch.int8, torch.uint8)
+BYTES = (torch.int8, torch.uint8, torch.float8_e4m3fn)
 # Values that a program holds: it takes as many short rows as have room, and one long one up to the most there can be.
 _ROOM, WIDEST = 2048, 65536
 _VALUES_A_THREAD, _WARPS = 16, 32
@@ -49,6 +49,8 @@ def row_spec(dtype: str, symmetric: bool, range: str) -> QuantSpec:
 
 def serves(x: Tensor, dtype: torch.dtype) -> bool:
     """Say whether the kernel can quantize the rows of x to `dtype`."""
+    if dtype.is_floating_point and float8_refusal(x.device) is not None:
+        return False
     return x.dtype in FLOATS and dtype in BYTES and x.numel() > 0 and x.shape[-1] <= WIDEST
 
 

@@ -21,6 +21,7 @@ from fxquant.kernels.library import define
 INTERPRETER = "TRITON_INTERPRET"
 # Products of 8-bit integers on tensor cores, and bfloat16, came with Ampere.
 LEAST_CAPABILITY = (8, 0)
+FLOAT8_CAPABILITY = (8, 9)  # Ada's and Hopper's
 
 
 @cache
@@ -57,6 +58,14 @@ def refusal(device: torch.device) -> str | None:
         found, least = (".".join(map(str, each)) for each in (capability(device), LEAST_CAPABILITY))
         return f"the CUDA kernels need compute capability {least}; {device} has {found}"
     return None
+
+
+def float8_refusal(device: torch.device) -> str | None:
+    """Return why a device has no float8 numbers; None where it has them, and of a CPU, which takes references."""
+    if device.type != "cuda" or capability(device) >= FLOAT8_CAPABILITY:
+        return None
+    found, least = (".".join(map(str, each)) for each in (capability(device), FLOAT8_CAPABILITY))
+    return f"products of float8 need compute capability {least}; {device} has {found}"
 
 
 def takes_triton(x: Tensor) -> bool:

@@ -20,8 +20,10 @@ for depth in range(3):
 
 from fxquant.kernels.cuda.device import OPTIONS  # noqa: E402
 from fxquant.kernels.cuda.device.attention import attention_kernel  # noqa: E402
+from fxquant.kernels.cuda.device.fp8 import fp8_gemm_kernel  # noqa: E402
 from fxquant.kernels.cuda.device.gemm import int8_gemm_kernel  # noqa: E402
 from fxquant.kernels.cuda.device.rows import rows_kernel  # noqa: E402
+from fxquant.kernels.cuda.device.sums import finish_sums_kernel  # noqa: E402
 
 ROWS = {
     "x_ptr": "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32", "kept_ptr": "*fp32", "q_ptr": "*i8",
@@ -46,6 +48,18 @@ ATTENTION = {
 PACKED = {"mask_ptr": None, "offsets_ptr": "*i64", "SEQUENCES": 32, "CAUSAL": True, "FEATURES": 128}
 PACKED |= {f"{name}_ptr": "*bf16" for name in "qkv"}
 GATED = {"x_ptr": "*u8", "UNSIGNED": True, "GATED": True, "ACTIVATION": "silu", "WHOLE": False, "residual_ptr": None}
+FP8 = {
+    "x_ptr": "*fp8e4nv", "x_scale_ptr": "*fp32", "weight_ptr": "*fp8e4nv", "weight_scale_ptr": "*fp32",
+    "bias_ptr": "*fp32", "residual_ptr": "*fp32", "y_ptr": "*fp32", **dict.fromkeys("mnk", "i32"),
+    "BY_ROW": True, "BY_COLUMN": True, "ACTIVATION": "gelu", "WHOLE": True, "FLOAT8": True,
+    "BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 128, "GROUP": 8,
+}  # fmt: skip
+SUMS = {
+    "sums_ptr": "*i32", "x_scale_ptr": "*fp32", "x_zero_point_ptr": "*i32", "weight_scale_ptr": "*fp32",
+    "weight_sum_ptr": "*i32", "bias_ptr": "*fp32", "residual_ptr": None, "y_ptr": "*i8", "out_scale_ptr": "*fp32",
+    "out_zero_point_ptr": "*i32", **dict.fromkeys(("m", "n", "stride"), "i32"), "qmin": "fp32", "qmax": "fp32",
+    "BY_ROW": True, "BY_COLUMN": True, "UNSIGNED": True, "ACTIVATION": "silu", "BLOCK_M": 16, "BLOCK_N": 128,
+}  # fmt: skip
 REQUANTIZED = {"y_ptr": "*i8", "out_scale_ptr": "*fp32", "out_zero_point_ptr": "*i32"}
 # Sizes that rows are apart by, which in models are multiples of 16.
 EVEN = ("n", "k", "width", "weight_stride", "features", *(name for name in ATTENTION if name[:2] in ("q_", "k_", "v_")))
@@ -59,6 +73,9 @@ KERNELS = {
     ),
     "gemm": (int8_gemm_kernel, GEMM, (90,)),
     "gemm_gated": (int8_gemm_kernel, GEMM | REQUANTIZED | GATED, (80,)),
+    "rows_fp8": (rows_kernel, ROWS | {"q_ptr": "*fp8e4nv", "SYMMETRIC": True}, (90,)),
+    "fp8": (fp8_gemm_kernel, FP8, (90,)),
+    "sums": (finish_sums_kernel, SUMS, (80,)),
     "attention": (attention_kernel, ATTENTION, (80,)),
     "attention_packed": (attention_kernel, ATTENTION | PACKED, (90,)),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
-KERNELS = ["rows", "rows_bfloat16", "gemm", "gemm_gated", "attention", "attention_packed"]
+KERNELS = ["rows", "rows_bfloat16", "rows_fp8", "gemm", "gemm_gated", "fp8", "sums", "attention", "attention_packed"]
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 
 
@@ -38,4 +38,5 @@ def test_quantization_divides_as_ieee_754_does(compiled):
 
 
 def test_products_and_sums_are_joined_only_where_written(compiled):
-    assert all((each["fma"] > 0) == each["kernel"].startswith("gemm") for each in compiled)
+    joined = ("gemm", "fp8", "sums")
+    assert all((each["fma"] > 0) == each["kernel"].startswith(joined) for each in compiled)

@@ -9,6 +9,7 @@ import triton.language as tl
 
 # Adding it rounds a float32 below 2²² to a whole number, ties to even: its last place is 1.
 ROUNDS = tl.constexpr(12582912.0)
+_NINTHS = tl.constexpr(24576.0)  # the same for multiples of 2⁻⁹
 _HALF_ROOT = tl.constexpr(0.7071067811865476)  # √½
 _TANH_INNER = tl.constexpr(0.7978845608028654)  # √(2/π)
 _TANH_CUBE = tl.constexpr(0.044715)
@@ -39,6 +40,31 @@ def to_integers(x, scale, zero_point, qmin, qmax):
     inside = tl.minimum(tl.maximum(ratio, qmin - zero_point), qmax - zero_point)
     whole = (inside + ROUNDS) - ROUNDS
     return tl.where(ratio != ratio, 0.0, whole + zero_point).to(tl.int32)
+
+
+@triton.jit
+def to_float8(x):
+    """Return float32 x, at most 448, as float8 e4m3: rounded to nearest, ties to even, in float32 already.
+
+    So it does not hang on a conversion's way of rounding. NaN stays NaN.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    # Numbers of the format keep three bits of the mantissa; below 2⁻⁶ all are multiples of 2⁻⁹.
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
+    small = (x + _NINTHS) - _NINTHS
+    rounded = tl.where(tl.abs(x) < 0.015625, small, normal)
+    return tl.where(x != x, x, rounded).to(tl.float8e4nv)
+
+
+@triton.jit
+def to_format(x, scale, zero_point, qmin, qmax, dtype: tl.constexpr):
+    """Return x quantized to `dtype`, integers as `to_integers` gives them or float8, which keeps NaN."""
+    if dtype == tl.float8e4nv:
+        ratio = tl.math.div_rn(x, scale)
+        q = to_float8(tl.where(ratio > qmax, qmax, tl.where(ratio < qmin, qmin, ratio)))
+    else:
+        q = to_integers(x, scale, zero_point, qmin, qmax).to(dtype)
+    return q
 
 
 @triton.jit

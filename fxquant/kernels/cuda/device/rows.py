@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from fxquant.kernels.cuda.device.arithmetic import row_qparams, to_integers
+from fxquant.kernels.cuda.device.arithmetic import row_qparams, to_format
 
 
 @triton.jit
@@ -69,11 +69,12 @@ def rows_kernel(
             tl.store(kept_ptr + place, narrow, mask=inside)
     if STATIC:
         scale, zero_point = tl.load(scale_ptr), tl.load(zero_point_ptr).to(tl.float32)
-        q = to_integers(x, tl.zeros_like(x) + scale, zero_point, qmin, qmax)
+        q = to_format(x, tl.zeros_like(x) + scale, zero_point, qmin, qmax, q_ptr.dtype.element_ty)
     else:
         low, high = range_of(x, inside)
         scale, zero_point = row_qparams(low, high, divisor, middle, qmin, qmax, smallest, SYMMETRIC)
         tl.store(scale_ptr + row, scale, mask=row < rows)
         tl.store(zero_point_ptr + row, zero_point.to(tl.int32), mask=row < rows)
-        q = to_integers(x, tl.zeros_like(x) + scale[:, None], zero_point[:, None], qmin, qmax)
-    tl.store(q_ptr + place, q.to(q_ptr.dtype.element_ty), mask=inside)
+        scales = tl.zeros_like(x) + scale[:, None]
+        q = to_format(x, scales, zero_point[:, None], qmin, qmax, q_ptr.dtype.element_ty)
+    tl.store(q_ptr + place, q, mask=inside)
