@@ -13,6 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
+
+if not torch.cuda.is_available() and find_spec("triton") is not None:
+    # Triton decides when it is loaded, which torch may do at any time, whether its own library can be interpreted.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
+
 import torch._dynamo
 
 torch.set_num_threads(2)
@@ -26,12 +34,9 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-if not torch.cuda.is_available() and find_spec("triton") is not None:
-    # Triton decides when it is loaded, which torch may do at any time, whether its own library can be interpreted.
-    os.environ["TRITON_INTERPRET"] = "1"
-    import triton  # noqa: F401
-
-    del os.environ["TRITON_INTERPRET"]
+def pytest_unconfigure():
+    """Let libraries take themselves down: what is frozen would be reported as leaking."""
+    gc.unfreeze()
 
 
 @pytest.fixture

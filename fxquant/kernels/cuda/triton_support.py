@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import InputError
+from fxquant.kernels.cuda.device import OPTIONS as OPTIONS  # noqa: PLC0414  for launches
 from fxquant.kernels.library import define
 
 INTERPRETER = "TRITON_INTERPRET"
 # Products of 8-bit integers on tensor cores, and bfloat16, came with Ampere.
 LEAST_CAPABILITY = (8, 0)
 FLOAT8_CAPABILITY = (8, 9)  # Ada's and Hopper's
-# Of every launch: products and sums are rounded apart, as written, so results do not hang on the compiler's choice.
-OPTIONS = {"enable_fp_fusion": False}
 
 
 @cache

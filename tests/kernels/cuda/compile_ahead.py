@@ -2,18 +2,28 @@
 compiles only in a process that was not told to interpret."""
 
 import json
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fxquant.kernels.cuda.device.attention import attention_kernel
-from fxquant.kernels.cuda.device.fp8 import fp8_gemm_kernel
-from fxquant.kernels.cuda.device.gemm import int8_gemm_kernel
-from fxquant.kernels.cuda.device.rows import rows_kernel
-from fxquant.kernels.cuda.device.sums import finish_sums_kernel
-from fxquant.kernels.cuda.triton_support import OPTIONS
+# The packages without what they define beside Triton's kernels: that takes seconds to load, and is not needed.
+FOLDER = Path(__file__).parents[3] / "fxquant"
+for depth in range(3):
+    parts = ("kernels", "cuda")[:depth]
+    package = sys.modules[".".join(("fxquant", *parts))] = ModuleType("fxquant")
+    package.__path__ = [str(FOLDER.joinpath(*parts))]
+
+from fxquant.kernels.cuda.device import OPTIONS  # noqa: E402
+from fxquant.kernels.cuda.device.attention import attention_kernel  # noqa: E402
+from fxquant.kernels.cuda.device.fp8 import fp8_gemm_kernel  # noqa: E402
+from fxquant.kernels.cuda.device.gemm import int8_gemm_kernel  # noqa: E402
+from fxquant.kernels.cuda.device.rows import rows_kernel  # noqa: E402
+from fxquant.kernels.cuda.device.sums import finish_sums_kernel  # noqa: E402
 
 ROWS = {
     "x_ptr": "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32", "kept_ptr": "*fp32", "q_ptr": "*i8",
@@ -62,7 +72,7 @@ KERNELS = {
         (90,),
     ),
     "gemm": (int8_gemm_kernel, GEMM, (90,)),
-    "gemm_gated": (int8_gemm_kernel, GEMM | REQUANTIZED | GATED, (80, 90)),
+    "gemm_gated": (int8_gemm_kernel, GEMM | REQUANTIZED | GATED, (80,)),
     "rows_fp8": (rows_kernel, ROWS | {"q_ptr": "*fp8e4nv", "SYMMETRIC": True}, (90,)),
     "fp8": (fp8_gemm_kernel, FP8, (90,)),
     "sums": (finish_sums_kernel, SUMS, (80,)),

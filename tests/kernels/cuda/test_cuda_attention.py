@@ -9,7 +9,7 @@ from fxquant.kernels.cpu.attention import apart
 from fxquant.kernels.cuda import attention
 
 pytestmark = pytest.mark.usefixtures("interpreted")
-few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def heads(batch=2, positions=70, heads=4, kv_heads=2, features=24, seed=0):

@@ -1,5 +1,7 @@
 """Rows are quantized as numerics.py says, to the bit, also behind a norm; by Triton's kernel as by the reference."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from fxquant.spec import QParams, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 ops = torch.ops.fxquant
+# Of what opcheck tests, all but the compilation of each op by itself, which takes seconds.
+check_op = partial(torch.library.opcheck, test_utils=("test_schema", "test_faketensor"))
 SCHEMES = [
     (dtype, symmetric, range)
     for dtype in ("int8", "uint8")
@@ -19,7 +23,7 @@ SCHEMES = [
     for range in (("restricted", "full") if symmetric else ("restricted",))
 ]
 quietly = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, of NaN and infinity
-few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def assert_rows(found, x, scheme):
@@ -148,9 +152,7 @@ def test_what_the_kernel_has_no_room_for_runs_on_torchs_own_ops(monkeypatch):
 def test_fakes_have_the_results_shapes(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     x, weight = random(2, 3, 8), random(8)
-    torch.library.opcheck(ops.quantize_rows.default, (x, "uint8", False, "restricted"))
-    torch.library.opcheck(
-        ops.norm_quantize_rows.default, (x, weight, weight, "layer", 1e-6, "int8", True, "full", True)
-    )
+    check_op(ops.quantize_rows.default, (x, "uint8", False, "restricted"))
+    check_op(ops.norm_quantize_rows.default, (x, weight, weight, "layer", 1e-6, "int8", True, "full", True))
     static = (torch.tensor(0.1), torch.tensor(3, dtype=torch.int32), -128, 127, torch.int8)
-    torch.library.opcheck(ops.norm_quantize_static.default, (x, weight, None, "rms", 1e-6, *static, False))
+    check_op(ops.norm_quantize_static.default, (x, weight, None, "rms", 1e-6, *static, False))
