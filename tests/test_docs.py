@@ -105,7 +105,7 @@ def test_observers_and_their_options():
 def test_kernels_of_each_set():
     rows = [line.split("|") for line in DOCS["kernels"].read_text().splitlines()]
     documented = {(row[1].strip(" `"), row[2].strip(" `")) for row in rows if len(row) == 5 and row[1].strip(" `")}
-    packaged = {(name, kernel) for name in ("reference", "x86") for kernel in KERNEL_SETS[name]}
+    packaged = {(name, kernel) for name in ("cuda", "reference", "x86") for kernel in KERNEL_SETS[name]}
     assert {each for each in documented if each[0] in KERNEL_SETS} == packaged
     assert names_in_table(DOCS["kernels"], "instruction set") == [*isa.NATIVE, *isa.TORCH]
     assert {isa.VARIABLE, "FXQUANT_CACHE"} <= set(names_in_table(DOCS["kernels"], "variable"))
