@@ -1,18 +1,22 @@
 """Decoding on a GPU: how near products of few rows come to the memory's speed, and a Llama-shaped 8B."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import common
 import torch
 import transformers
-from decoder_systems import Growing, Static
+from decoder_systems import Static
 from gpu_machine import Machine
 from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn import functional
 
 import fxquant as fxq
 import fxquant.kernels
+from fxquant.generation import cache
+from fxquant.graph.signature import signature_of
 from fxquant.kernels.cuda import tiles
 from fxquant.numerics import choose_qparams, quantize
 from fxquant.spec import QuantSpec
@@ -22,7 +26,7 @@ SIZES = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 8192), (8192, 28672)
 TINY_SIZES = ((64, 128),)
 GROUPS = (32, 128)
 TIMES_THE_CACHE = 4  # bytes of weights that are read in turn, so that none is still in the cache
-WARM, TOKENS = 8, 64
+WARM, TOKENS = 8, 64  # a prompt of 128 and these fit into the cache of 256
 LLAMA_8B = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 1024,
@@ -88,6 +92,72 @@ def show_products(found: list[Product], copy: float) -> None:
 # ── a Llama-shaped 8B ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class FixedCache(nn.Module):
+    """The step of a program on caches of a fixed length, so that each token's call has one shape and can be recorded.
+
+    A step takes a cache of any length and puts the new token behind it. Here all places are given, those that have no
+    token yet are masked, and the new token's keys and values are brought to the first of these.
+    """
+
+    def __init__(self, step: GraphModule, length: int) -> None:
+        super().__init__()
+        self.graph, self.length = step, length
+        self.names = [leaf.name for leaf in signature_of(step).leaves if leaf.name.startswith(cache.KINDS)]
+
+    def fill(self, found: Mapping[str, Tensor]) -> None:
+        """Keep the cache that a prompt left."""
+        for name in self.names:
+            kept = functional.pad(found[name], (0, 0, 0, self.length - found[name].shape[2]))
+            if hasattr(self, name):
+                self.get_buffer(name).copy_(kept)  # where a recorded graph reads it
+            else:
+                self.register_buffer(name, kept, persistent=False)
+
+    def forward(self, ids: Tensor, mask: Tensor, place: Tensor) -> Tensor:
+        """Return the logits after one more token of each sequence, (batch, 1, vocabulary), and keep it at `place`."""
+        past = {name: self.get_buffer(name) for name in self.names}
+        given = {"position_ids": place.expand(ids.shape), "logits_to_keep": torch.zeros_like(place)}
+        found = self.graph(input_ids=ids, attention_mask=mask, **given, **past)
+        for name, kept in past.items():
+            kept.index_copy_(2, place, found[name][:, :, -1:])
+        logits: Tensor = found["logits"]
+        return logits
+
+
+class Recorded:
+    """Steps of a program whose tokens are recorded as one CUDA graph; on a CPU they are called."""
+
+    def __init__(self, machine: Machine, program: Any, length: int) -> None:
+        self.step_graph, self.fixed = program.graph("step"), FixedCache(program.graph("step"), length)
+        self.machine, self.call = machine, self.fixed  # type: Machine, Any
+        self.mask, self.place = torch.empty(0), torch.empty(0)
+
+    def start(self, ids: Tensor) -> Tensor:
+        """Forget all, and read the prompt."""
+        leaves = [leaf for leaf in signature_of(self.step_graph).leaves if leaf.name in self.fixed.names]
+        tokens = ids.shape[1]
+        places = torch.arange(tokens, device=ids.device)
+        given = {"position_ids": places.expand(ids.shape), "logits_to_keep": places[-1:]}
+        past = cache.lengthless(leaves, ids)
+        found = self.step_graph(input_ids=ids, attention_mask=torch.ones_like(ids), **given, **past)
+        self.fixed.fill(found)
+        if not self.machine.dry and self.call is self.fixed:
+            self.call = fxq.cuda_graphs(self.fixed, outputs="shared")
+        self.mask = ids.new_zeros(len(ids), self.fixed.length + 1)
+        self.mask[:, :tokens] = 1
+        self.mask[:, -1] = 1  # the new token, wherever it is kept
+        self.place = places[-1:] + 1
+        logits: Tensor = found["logits"]
+        return logits[:, -1]
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Read one more token of each sequence."""
+        logits: Tensor = self.call(ids, self.mask, self.place)
+        self.mask.index_fill_(1, self.place, 1)
+        self.place = self.place + 1
+        return logits[:, -1]
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Steps of a model, each of which is over when its kernels are."""
@@ -128,7 +198,7 @@ def int4(machine: Machine) -> Decoder:
     recipe = {"base": "weight-only-int4", "spec": {"weight": {"observer": "minmax"}}}
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     program = fxq.quantize(model, inputs, backend="cuda", recipe=recipe)
-    return Decoder(machine, Growing(program))
+    return Decoder(machine, Recorded(machine, program, 32 if machine.dry else 256))
 
 
 def prompt(machine: Machine, vocabulary: int, batch: int = 2) -> Tensor:

@@ -48,6 +48,12 @@ def test_a_packaged_backend_loads_by_name(name):
     assert read_backend(backend.to_dict(), "stored") == backend
 
 
+@pytest.mark.parametrize("recipe", ["weight-only", "weight-only-int4"])
+def test_weights_alone_are_quantized_alike_by_all_backends(recipe):
+    first, *others = (load_backend(name).recipes[recipe] for name in PACKAGED)
+    assert all((other.specs, other.overrides) == (first.specs, first.overrides) for other in others)
+
+
 @pytest.mark.parametrize("name", PACKAGED)
 def test_every_registered_op_has_a_rule(name):
     assert {rule.use for rule in load_backend(name).rules} == set(OPS)

@@ -64,3 +64,23 @@ def test_bandwidth_counts_what_is_read_and_written(script):
     # 128 rows of 64 values of 4 bits, and of two groups with a scale and a zero point; 64 + 128 numbers of 16 bits.
     assert product.bytes == 128 * 64 // 2 + 128 * 2 * (4 + 1) + 2 * (64 + 128)
     assert product.bandwidth == product.bytes / product.seconds
+
+
+def test_a_cache_of_fixed_length_gives_the_logits_of_a_growing_one(script):
+    import fxquant as fxq
+
+    decoding, machine = script("gpu_decoding"), script("gpu_machine").find(True)
+    model = decoding.llama(machine, torch.float32)
+    ids = decoding.prompt(machine, 300)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    program = fxq.quantize(model, inputs, backend="cuda", recipe="weight-only")
+    growing = script("decoder_systems").Growing(program)
+    fixed = decoding.Recorded(machine, program, 12)
+    with torch.no_grad():
+        fixed.start(ids.flip(1))
+        fixed.step(ids[:, :1])
+        expected, found = growing.start(ids), fixed.start(ids)
+        for _ in range(4):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            token = expected.argmax(-1, keepdim=True)
+            expected, found = growing.step(token), fixed.step(token)

@@ -37,7 +37,7 @@ def results(gm, inputs):
         return gm(**inputs)[0]
 
 
-def test_an_encoder_is_eight_kernels_a_layer():
+def test_an_encoder_is_nine_kernels_a_layer():
     gm, _ = lowered("bert")
     layers = len(called(gm, ops.attention.default))
     assert layers > 0
