@@ -1,11 +1,12 @@
 """Cross-compile the C++ core for AArch64 and run its whole test suite under qemu, once for each kind of CPU.
 
-    python tests/core/emulate.py [--quick] [--output FILE]
+    python tests/core/emulate.py [--quick | --sanitize] [--output FILE]
 
 Needs aarch64-linux-gnu-g++ and qemu-aarch64 (Debian: g++-aarch64-linux-gnu, qemu-user). Takes about a minute;
 `--quick` compiles without most optimizations, emulates the one CPU that has every instruction set, and leaves out row
-programs and the count of instructions. Exits with 1 where anything differs from the Python reference kernels or from
-plain loops, or where a CPU was given the wrong instruction set.
+programs and the count of instructions. `--sanitize` does the same under AddressSanitizer and
+UndefinedBehaviorSanitizer, with row programs. Exits with 1 where anything differs from the Python reference kernels or
+from plain loops, or where a CPU was given the wrong instruction set.
 """
 
 import argparse
@@ -36,6 +37,13 @@ CPUS = {
     "cortex-a72": "neon",
     "cortex-a53": "neon",
 }
+SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# Flags, CPUs and programs of each way to run.
+WAYS = {
+    None: (["-O3"], list(CPUS), ["check", "exercise"]),
+    "quick": (["-O1"], ["max"], ["check"]),
+    "sanitize": (SANITIZERS, ["max"], ["check", "exercise"]),
+}
 
 
 class Result(NamedTuple):
@@ -60,7 +68,7 @@ def missing_tool() -> str | None:
     return next((tool for tool in (f"{PREFIX}g++", QEMU) if shutil.which(tool) is None), None)
 
 
-def build(folder: Path, level: str, programs: list[str]) -> None:
+def build(folder: Path, flags: list[str], programs: list[str]) -> None:
     """Compile the core and programs of this folder, which end up in `folder`."""
     found = [path for each in FOLDERS[:2] for path in sorted(each.glob("*.cpp"))]
     core = [path for path in found if not path.name.startswith("binding")]
@@ -69,20 +77,23 @@ def build(folder: Path, level: str, programs: list[str]) -> None:
     def compiled(source: Path) -> Path:
         made = folder / f"{source.stem}.o"
         include = [f"-I{each}" for each in FOLDERS]
-        subprocess.run([f"{PREFIX}g++", "-std=c++20", level, *include, "-c", source, "-o", made], check=True)
+        subprocess.run([f"{PREFIX}g++", "-std=c++20", *flags, *include, "-c", source, "-o", made], check=True)
         return made
 
     with ThreadPoolExecutor() as pool:  # what takes longest comes first
         made = list(pool.map(compiled, sorted(sources, key=lambda path: path.name != "isa_neon.cpp")))
     shared = [path for path in made if path.stem not in programs]
     for name in programs:
-        subprocess.run([f"{PREFIX}g++", folder / f"{name}.o", *shared, "-pthread", "-o", folder / name], check=True)
+        command = [f"{PREFIX}g++", *flags, folder / f"{name}.o", *shared, "-pthread", "-o", folder / name]
+        subprocess.run(command, check=True)
 
 
 def emulated(cpu: str, *command: object) -> tuple[int, list[str]]:
     """Run a program on an emulated CPU; returns its exit code and its lines."""
     full = [QEMU, "-L", ROOT, "-cpu", cpu, *command]
-    done = subprocess.run([str(word) for word in full], check=False, capture_output=True, text=True)
+    # The sanitizer looks for leaks by a system call that qemu does not have.
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run([str(word) for word in full], check=False, capture_output=True, text=True, env=environment)
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
 
@@ -101,10 +112,10 @@ def results(cpu: str, folder: Path, programs: list[str]) -> list[Result]:
     return found
 
 
-def emulate(folder: Path, level: str, cpus: list[str], programs: list[str]) -> tuple[list[Result], int]:
+def emulate(folder: Path, flags: list[str], cpus: list[str], programs: list[str]) -> tuple[list[Result], int]:
     """Build and run all; returns what was found, and how many vectors there were."""
     cases = vectors.write(folder / "vectors.bin")
-    build(folder, level, programs)
+    build(folder, flags, programs)
     return [row for cpu in cpus for row in results(cpu, folder, programs)], cases
 
 
@@ -122,10 +133,10 @@ def version(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[0]
 
 
-def table(found: list[Result], loops: dict[str, instructions.Loop], level: str, cases: int) -> str:
+def table(found: list[Result], loops: dict[str, instructions.Loop], flags: list[str], cases: int) -> str:
     """Return what was found as text."""
     lines = [
-        f"{version(f'{PREFIX}g++', '--version')}, {level}",
+        f"{version(f'{PREFIX}g++', '--version')}, {' '.join(flags)}",
         version(QEMU, "--version"),
         f"{datetime.now(UTC):%Y-%m-%d}; {cases} vectors of the Python reference kernels",
         "",
@@ -146,16 +157,18 @@ def table(found: list[Result], loops: dict[str, instructions.Loop], level: str, 
 def main() -> int:
     """Return 0 where all is equal, or within its bound, on every CPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="-O1 and one CPU")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--quick", dest="how", action="store_const", const="quick", help="-O1 and one CPU")
+    how.add_argument("--sanitize", dest="how", action="store_const", const="sanitize", help="under sanitizers, one CPU")
     parser.add_argument("--output", type=Path, help="where to keep the table")
     options = parser.parse_args()
     if missing := missing_tool():
         sys.stderr.write(f"{missing} is not installed; on Debian: apt install g++-aarch64-linux-gnu qemu-user\n")
         return 2
-    cpus, level, programs = (["max"], "-O1", ["check"]) if options.quick else (list(CPUS), "-O3", ["check", "exercise"])
+    flags, cpus, programs = WAYS[options.how]
     with tempfile.TemporaryDirectory() as name:
-        found, cases = emulate(Path(name), level, cpus, programs)
-        text = table(found, {} if options.quick else costs(Path(name)), level, cases)
+        found, cases = emulate(Path(name), flags, cpus, programs)
+        text = table(found, {} if options.how else costs(Path(name)), flags, cases)
     sys.stdout.write(text)
     if options.output:
         options.output.write_text(text)

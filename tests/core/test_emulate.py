@@ -19,7 +19,7 @@ def emulate(monkeypatch):
 
 
 def test_every_instruction_set_computes_what_the_reference_does(emulate, tmp_path):
-    found, cases = emulate.emulate(tmp_path, "-O1", ["max"], ["check"])
+    found, cases = emulate.emulate(tmp_path, *emulate.WAYS["quick"])
     assert cases > 60
     assert [row.isa for row in found] == ["neon_i8mm", "neon_dot", "neon"]
     assert all(row.sound and row.equal > 400_000 and row.close > 50_000 for row in found), found

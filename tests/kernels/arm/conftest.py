@@ -13,6 +13,6 @@ def stand_in(monkeypatch):
         if name == "qnnpack" and name not in torch.backends.quantized.supported_engines:
             pytest.skip("this build of torch has no qnnpack")
         monkeypatch.setenv(VARIABLE, name)
-        monkeypatch.setattr(native, "available", native.available.__wrapped__)
+        monkeypatch.setattr(native, "_usable", native._usable.__wrapped__)
 
     return force

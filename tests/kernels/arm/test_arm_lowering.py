@@ -82,6 +82,17 @@ def test_the_core_runs_the_same_graph_here_as_on_arm(quantized, recipe):
     torch.testing.assert_close(lowered(x(1)), qdq(x(1)), atol=1e-5 if exact else 2e-2, rtol=1e-4)
 
 
+@pytest.mark.parametrize("recipe", ["dynamic", "static"])
+def test_a_graph_prepared_for_x86_gives_the_same_bits(model, recipe):
+    ready = fxq.prepare(fxq.capture(model, (x(),)), "x86", recipe)
+    if recipe == "static":
+        fxq.calibrate(ready, [(x(),)], progress=False)
+    qdq = fxq.convert(ready)
+    ours, theirs = fxq.lower(qdq, "arm"), fxq.lower(qdq, "x86")
+    assert torch.equal(ours(x(1)), theirs(x(1)))
+    assert kernels(ours) == kernels(theirs)
+
+
 def test_golden_graphs_of_qnnpack(quantized, stand_in):
     stand_in("qnnpack")
     for recipe in ("static", "dynamic-per-tensor"):

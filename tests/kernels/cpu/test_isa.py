@@ -44,4 +44,4 @@ def test_one_that_this_cpu_lacks_is_an_error(monkeypatch):
     with pytest.raises(
         ConfigError, match=f"^FXQUANT_ISA = '{isa.NATIVE[0]}': fxquant: this CPU has no .*; it has none$"
     ):
-        native.available.__wrapped__()
+        native._usable.__wrapped__()
