@@ -42,7 +42,7 @@ def test_every_device_of_this_machine_gives_the_same_integers():
     assert {("reference", "torch, any device"), ("x86", "torch portable")} <= {(r.backend, r.device) for r in ran}
     assert {row.status for row in ran} == {"equal"}
     assert len({row.integers for row in ran}) == 1
-    assert {len(row.products) for row in ran} == {14}, "12 linears, 2 embeddings"
+    assert {len(row.products) for row in ran} == {8}, "6 linears, 2 embeddings"
     assert all(row.outputs > 30 for row in ran)
 
 
