@@ -190,3 +190,4 @@ def _expect_stage(gm: fx.GraphModule, verb: str, wanted: str, source: str) -> No
     if stage != wanted:
         found = f"one that is {stage}" if stage else "a GraphModule that fxquant did not make"
         raise FxQuantError(f"{verb} takes a graph that is {wanted}, from {source}; got {found}")
+    place.device_of(gm)  # raises where there are two

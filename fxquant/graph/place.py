@@ -1,6 +1,6 @@
 """Where a graph computes: the device of its tensors, which the tensors that its ops make have to be on, too."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx
@@ -10,21 +10,29 @@ from fxquant.graph import edit
 from fxquant.graph.rebuild import tensor_key
 
 
+def two_devices(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return which two tensors are on different devices, None where all are together; single values may be anywhere."""
+    where: dict[torch.device, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim:
+            where.setdefault(tensor.device, name)
+    if len(where) < 2:
+        return None
+    (one, first), (other, second), *_ = where.items()
+    return f"{first!r} is on {one} and {second!r} on {other}"
+
+
 def device_of(gm: fx.GraphModule) -> torch.device | None:
     """Return the device of a graph's parameters and buffers; None where it has none.
 
     Raises:
         FxQuantError: they are on different devices; names one of each.
     """
-    found: dict[torch.device, str] = {}
-    for name, tensor in edit.constants(gm).items():
-        found.setdefault(tensor.device, name)
-    if len(found) > 1:
-        places = ", ".join(f"{name} on {device}" for device, name in found.items())
-        raise FxQuantError(
-            f"the graph's tensors are on different devices: {places}. A graph runs on one: move it with .to(device)"
-        )
-    return next(iter(found), None)
+    tensors = edit.constants(gm)
+    both = two_devices(tensors)
+    if both is not None:
+        raise FxQuantError(f"the graph lies on two devices: {both}; move all of it to one, as by graph.to('cpu')")
+    return next((tensor.device for tensor in tensors.values()), None)
 
 
 def read_device(device: str | torch.device) -> torch.device:

@@ -36,6 +36,7 @@ def refusal(site: Site) -> str | None:
         or not weight.symmetric
         or weight.dynamic
         or weight.axis not in (None, 0, -2)
+        or weight.group_size is not None
     ):
         return "the weight has to be int8, symmetric, static, and per-tensor or per-channel along axis 0"
     if x is not None and x.spec is not None and x.spec.granularity == "per-channel":

@@ -9,7 +9,7 @@ from fxquant.errors import ConfigError
 from fxquant.ops import OPS
 from fxquant.spec import QuantSpec
 
-PACKAGED = ["cuda", "reference", "x86"]
+PACKAGED = ["arm", "cuda", "reference", "x86"]
 MINE = """
 name = "mine"
 kernels = "reference"
@@ -43,7 +43,7 @@ def test_packaged_names():
 def test_a_packaged_backend_loads_by_name(name):
     backend = load_backend(name)
     assert (backend.name, backend.source) == (name, f"{name}.toml")
-    more = set() if name == "x86" else {"fp8"}
+    more = {"x86": set(), "arm": {"dynamic-per-tensor"}}.get(name, {"fp8"})
     assert set(backend.recipes) == {"dynamic", "static", "weight-only", "weight-only-int4"} | more
     assert read_backend(backend.to_dict(), "stored") == backend
 

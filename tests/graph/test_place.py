@@ -49,7 +49,7 @@ def test_a_graph_without_tensors_has_none():
 
 def test_tensors_on_two_devices_are_named(gm):
     edit.set_tensor(gm, "first.bias", torch.empty(4, device="meta"))
-    with pytest.raises(FxQuantError, match=r"on different devices: first.bias on meta, first.weight on cpu"):
+    with pytest.raises(FxQuantError, match=r"two devices: 'first.bias' is on meta and 'first.weight' on cpu"):
         place.device_of(gm)
 
 

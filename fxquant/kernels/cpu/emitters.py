@@ -21,10 +21,13 @@ from fxquant.kernels.emit import (
 )
 from fxquant.kernels.int4 import unpack_int4
 from fxquant.kernels.layout import Source
+from fxquant.kernels.reference import grouped, linear
+from fxquant.kernels.reference import weight_only as reference_weight_only
 from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import DEVICES, QUANTIZERS, Emitter, emitter
 
-__all__ = ["CpuKernels", "attention"]  # importing it defines the ops
+# Importing these defines the ops.
+__all__ = ["CpuKernels", "attention", "grouped", "linear", "reference_weight_only"]
 
 ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)

@@ -1,10 +1,13 @@
 """Launches of the Triton kernels of weight-only linears (device/weight_only.py); the op is in weight_only.py."""
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
+from fxquant.kernels.cuda.choice import Question, run_fastest
+from fxquant.kernels.cuda.launch_gemm import row_class
 from fxquant.kernels.cuda.tiles import BLOCK, Tiling
 from fxquant.kernels.cuda.triton_support import interpreting, on_device_of
 
@@ -57,20 +60,38 @@ def serves(x: Tensor, columns: int) -> bool:
 
 
 def blocks(rows: int, columns: int, cut: Tiling, item: int, processors: int) -> Blocks:
-    """Return the blocks for `rows` of x, of `item` bytes an element, on so many multiprocessors.
+    """Return the blocks for `rows` of x, of `item` bytes an element, on so many multiprocessors, where none is known.
 
-    With few rows, programs are narrow enough for every multiprocessor to have one, and hold as many steps of weights
-    and activations as fit, so that reads are under way all the time.
+    With few rows, programs are narrow enough for every multiprocessor to have one.
     """
     if rows > FEW:
         tall = min(128, max(32, _power(rows)))
-        wide = BLOCK if item == 4 or tall < 128 else 2 * BLOCK
-        return Blocks(tall, wide, 1, 4 if wide == BLOCK else 8, 2 if item == 4 else 3)
-    tall = 8 if rows <= 8 else FEW
-    wide = 32 if columns >= 32 * processors and item == 2 else 16
-    slices = min(STEP // cut.width, _power(cut.tiles))
+        return _many(tall, BLOCK if item == 4 or tall < 128 else 2 * BLOCK, item)
+    return _few(rows, 32 if columns >= 32 * processors and item == 2 else 16, STEP, cut, item)
+
+
+@lru_cache(maxsize=4096)
+def ways(rows: int, columns: int, cut: Tiling, item: int, processors: int) -> dict[str, Blocks]:
+    """Return what is to be measured for a shape, by name; the first is what `blocks` says."""
+    found = [blocks(rows, columns, cut, item, processors)]
+    if rows <= FEW:
+        found += [_few(rows, wide, step, cut, item) for wide in (16, 32, 64) for step in (STEP // 2, STEP)]
+    else:
+        tall = max(32, _power(rows))
+        found += [_many(each, wide, item) for each in (32, 64, 128) if each <= tall for wide in (BLOCK, 2 * BLOCK)]
+    fitting = [each for each in found if each is found[0] or each.stages > 1]
+    return {f"{each.rows}x{each.columns}x{each.slices}": each for each in fitting}
+
+
+def _few(rows: int, wide: int, depth: int, cut: Tiling, item: int) -> Blocks:
+    """Return blocks for few rows, with as many steps of weights and activations at once as there is room for."""
+    tall, slices = 8 if rows <= 8 else FEW, min(depth // cut.width, _power(cut.tiles))
     step = slices * cut.width * (wide + cut.parts * tall * item)
-    return Blocks(tall, wide, slices, 8, max(2, min(4, 1 + SHARED // step)))
+    return Blocks(tall, wide, slices, 8, min(4, 1 + SHARED // step))
+
+
+def _many(tall: int, wide: int, item: int) -> Blocks:
+    return Blocks(tall, wide, 1, 4 if wide == BLOCK else 8, 2 if item == 4 else 3)
 
 
 def _power(number: int) -> int:
@@ -79,14 +100,24 @@ def _power(number: int) -> int:
 
 
 def launch(x: Tensor, weight: Weight, after: Epilogue) -> Tensor:
-    """Return the result of the kernels, (…, N)."""
+    """Return the result of the kernels, (…, N), in the blocks that are fastest for the shape."""
+    cut, rows = weight.cut, x.numel() // weight.cut.depth
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+    counted = rows if rows <= FEW else row_class(rows)
+    found = ways(counted, weight.columns, cut, x.element_size(), processors)
+    facts = (8 if rows <= 8 else counted, weight.columns, cut.depth, cut.group, 8 // cut.parts)
+    question = Question("tiled_linear_weight_only", (*facts, str(x.dtype), str(weight.zero_point is not None)))
+    runs = {name: partial(_launch, x, weight, after, chosen) for name, chosen in found.items()}
+    y: Tensor = run_fastest(question, x, runs)
+    return y
+
+
+def _launch(x: Tensor, weight: Weight, after: Epilogue, chosen: Blocks) -> Tensor:
     from fxquant.kernels.cuda.device.weight_only import few_rows, many_rows  # noqa: PLC0415  needs Triton
 
     cut, columns = weight.cut, weight.columns
     y = x.new_empty((*x.shape[:-1], columns), dtype=after.dtype)
     rows = x.numel() // cut.depth
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    chosen = blocks(rows, columns, cut, x.element_size(), processors)
     residual = None if after.residual is None else after.residual.expand(y.shape).contiguous()
     pointers = (x.contiguous(), weight.packed, weight.scale, weight.zero_point, after.bias, residual, y)
     sizes = (rows, columns, cut.depth, cut.groups)

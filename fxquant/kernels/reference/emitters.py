@@ -2,6 +2,7 @@
 
 import torch
 
+from fxquant.kernels.devices import Device, devices
 from fxquant.kernels.emit import (
     LINEARS,
     embedding_emitter,
@@ -32,3 +33,4 @@ emitter("reference", "embedding_int8", serves=("embedding",), needs=("weight",))
     embedding_emitter(ops.embedding_int8.default)
 )
 emitter("reference", "matmul_int8", serves=("matmul",), needs=("a", "b"))(matmul_emitter(ops.matmul_int8.default))
+devices("reference")(lambda: [Device("torch, any device")])

@@ -1,7 +1,6 @@
 """Float activations times weights in tiles: the reference, the Triton kernels as interpreted, and their PTX."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,7 +18,10 @@ import fxquant.kernels
 from fxquant.errors import ConfigError
 from fxquant.graph import edit
 from fxquant.kernels.cuda import tiles
+from fxquant.kernels.cuda.choice import VARIABLE
 from fxquant.kernels.cuda.device import codes
+from fxquant.kernels.cuda.launch_gemm import row_class
+from fxquant.kernels.cuda.launch_weight_only import blocks, ways
 from fxquant.kernels.int4 import pack_int4
 from fxquant.numerics import choose_qparams, dequantize, quantize
 from fxquant.spec import QuantSpec
@@ -131,13 +133,38 @@ def test_whole_numbers_are_multiplied_exactly(interpreted, rows):
 
 
 def test_an_activation_of_the_first_columns(interpreted):
-    packed, shape, _ = layer(130, 24, spec_of("int4", False, 8))
-    x, bias, residual = torch.randn(3, 24), torch.randn(130), torch.randn(3, 130)
+    packed, shape, _ = layer(130, 20, spec_of("int4", False, None))
+    x, bias, residual = torch.randn(3, 20), torch.randn(130), torch.randn(3, 130)
     with_it, without = run(x, packed, shape, bias, residual, "silu"), run(x, packed, shape, bias, residual)
     for some in (0, 64, 128):
         expected = torch.cat((with_it[:, :some], without[:, some:]), 1)
         y = run(x, packed, shape, bias, residual, "silu", activated=some)
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_every_way_to_block_a_product_gives_the_same(interpreted, monkeypatch, rows):
+    packed, shape, (*_, weight) = layer(70, 130, spec_of("int4", False, 32))
+    x = torch.randn(rows, 130, generator=torch.Generator().manual_seed(1)).half()
+    known = ways(rows if rows <= 16 else row_class(rows), 70, tiles.Tiling(130, 32, 2), 2, 1)
+    assert len(known) >= 3
+    assert next(iter(known.values())).few is (rows <= 16)
+    for name in known:
+        monkeypatch.setenv(VARIABLE, f"tiled_linear_weight_only={name}")
+        assert_near(run(x, packed, shape), in_float64(x, weight, None, None, "none"), x, weight)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("item", [2, 4])
+@pytest.mark.parametrize("rows", [1, 16])
+def test_few_rows_fit_into_the_shared_memory_of_every_gpu(rows, item, bits):
+    cut = tiles.Tiling(4096, 128, 8 // bits)
+    default, *others = ways(rows, 4096, cut, item, 132).values()
+    assert default == blocks(rows, 4096, cut, item, 132)
+    for each in (default, *others):
+        step = each.slices * cut.width * (each.columns + cut.parts * each.rows * item)
+        assert each.stages >= 2
+        assert (each.stages - 1) * step <= 99 * 1024
 
 
 def test_strides_batches_and_a_broadcast_residual(interpreted):
@@ -276,17 +303,33 @@ def test_ptx_gives_exact_floats(ptx, kind, unit):
         assert torch.equal(found, (torch.from_numpy(values.astype("int64")) - zero).double() * unit), place
 
 
+LAUNCHES = {
+    # name: rows of x, its dtype, bits, group, zero points, compute capability
+    "int4": (1, "bf16", 4, 128, False, 90),
+    "int4 in small groups, affine": (4, "fp16", 4, 32, True, 80),
+    "int8": (8, "bf16", 8, 4096, False, 80),
+    "int4, many rows": (512, "bf16", 4, 128, True, 90),
+}
+
+
+def launch_of(name):
+    """Return a launch for a weight of 8192 columns by 4096, on a GPU of 132 multiprocessors, as data."""
+    rows, dtype, bits, group, affine, capability = LAUNCHES[name]
+    cut = tiles.Tiling(4096, group, 8 // bits)
+    chosen = blocks(rows, 8192, cut, 2, 132)
+    layout = (cut.group, cut.segments, cut.width, cut.tiles, cut.parts, cut.aligned(chosen.slices))
+    constants = (*layout, "silu", 8192, True, chosen.rows, chosen.columns, chosen.slices)
+    found = {"name": name, "few": chosen.few, "dtype": dtype, "affine": affine, "capability": capability}
+    return found | {"constants": constants, "warps": chosen.warps, "stages": chosen.stages}
+
+
 def test_the_kernels_compile_for_gpus():
     pytest.importorskip("triton", reason="Triton is not installed")
-    script = Path(__file__).with_name("compile_weight_only.py")
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", script], env=environment, capture_output=True, text=True, check=False
-    )
+    script, launches = Path(__file__).with_name("compile_weight_only.py"), json.dumps([*map(launch_of, LAUNCHES)])
+    done = subprocess.run([sys.executable, script, launches], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = {facts.pop("kernel"): facts for facts in map(json.loads, done.stdout.splitlines())}
-    assert set(found) == {"int4", "int4 in small groups, affine", "int8", "int4, many rows"}
+    assert set(found) == set(LAUNCHES)
     for name, facts in found.items():
         assert facts["stack"] == 0, f"{name} spills registers"
         assert facts["mma"], f"{name} uses no tensor cores"

@@ -211,7 +211,7 @@ def test_the_reference_runs_anywhere(qdq):
 def test_a_graph_on_two_devices_is_refused(qdq):
     mixed = edit.clone(qdq)
     edit.set_tensor(mixed, "linear.bias", torch.empty(8, device="meta"))
-    with pytest.raises(FxQuantError, match=r"on different devices: .*linear.bias on meta. A graph runs on one"):
+    with pytest.raises(FxQuantError, match=r"two devices: .*'linear.bias' on meta; move all of it"):
         fxq.lower(mixed)
 
 
@@ -258,7 +258,7 @@ def test_no_memory_to_pack_leaves_the_graph_as_it_was(qdq, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(gemm, "pack", full)
-        with pytest.raises(FxQuantError, match=r"no memory left .* as it was: CUDA out of memory. Tried .* GiB$"):
+        with pytest.raises(FxQuantError, match=r"no memory is left to pack .*: CUDA out of memory. Tried .* as it was"):
             fxq.lower(qdq)
     after = edit.constants(qdq)
     assert qdq.code == code

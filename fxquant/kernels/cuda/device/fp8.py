@@ -46,7 +46,8 @@ def fp8_gemm_kernel(
             x = tl.load(x_place, mask=inside[None, :], other=0.0)
             weight = tl.load(weight_place, mask=inside[:, None], other=0.0)
         if FLOAT8:
-            sums = tl.dot(x, weight, sums)
+            # Hopper adds products of float8 with fewer bits than float32 has; each block's sum joins the others whole.
+            sums = tl.dot(x, weight, sums, max_num_imprecise_acc=BLOCK_K)
         else:
             sums = tl.dot(x.to(tl.float32), weight.to(tl.float32), sums)
         x_place += BLOCK_K
