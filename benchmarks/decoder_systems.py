@@ -82,7 +82,7 @@ class Growing:
 
     def start(self, ids: Tensor) -> Tensor:
         """Forget all, and read the prompt."""
-        self.mask = torch.ones(len(ids), 0, dtype=torch.long)
+        self.mask = ids.new_ones(len(ids), 0)
         self.past = transformers.DynamicCache()
         return self.step(ids)
 
@@ -111,7 +111,7 @@ class Static:
 
     def step(self, ids: Tensor) -> Tensor:
         """Read tokens; weights are constants of what is compiled."""
-        places = torch.arange(self.length, self.length + ids.shape[1]).expand(ids.shape)
+        places = torch.arange(self.length, self.length + ids.shape[1], device=ids.device).expand(ids.shape)
         self.length += ids.shape[1]
         given = {"position_ids": places, "past_key_values": self.past, "use_cache": True, "logits_to_keep": 1}
         with importlib.import_module("torch._inductor.config").patch(freezing=True):

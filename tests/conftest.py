@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
+
+if not torch.cuda.is_available() and find_spec("triton") is not None:
+    # Triton decides when it is loaded, which torch may do at any time, whether its own library can be interpreted.
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
+
 import torch._dynamo
 
 torch.set_num_threads(2)
@@ -23,6 +32,12 @@ def pytest_collection_finish():
     """Spare the garbage collector what lives as long as the process: the libraries and thousands of collected tests."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 20)
+
+
+def pytest_unconfigure():
+    """Let libraries take themselves down: what is frozen would be reported as leaking."""
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Whether a model and its example inputs are fit to be captured."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 
 from fxquant.errors import CaptureError, InputError
 from fxquant.graph.example import Example, read_example
+from fxquant.graph.place import two_devices
 
 
 def checked_example(model: nn.Module, example_inputs: Any) -> Example:
@@ -16,18 +16,6 @@ def checked_example(model: nn.Module, example_inputs: Any) -> Example:
     example = read_example(model, example_inputs)
     _check_devices(model, example)
     return example
-
-
-def two_devices(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return which two tensors are on different devices, None where all are together; single values may be anywhere."""
-    where: dict[torch.device, str] = {}
-    for name, tensor in tensors.items():
-        if tensor.ndim:
-            where.setdefault(tensor.device, name)
-    if len(where) < 2:
-        return None
-    (one, first), (other, second), *_ = where.items()
-    return f"{first!r} is on {one} and {second!r} on {other}"
 
 
 def _check_one_device(model: nn.Module) -> None:

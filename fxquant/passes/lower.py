@@ -46,6 +46,7 @@ class Lower:
             count += 1
         if self.backend.kernels in QUANTIZERS:
             _lower_quantize(gm, QUANTIZERS[self.backend.kernels])
+        edit.mark(gm, kernels=self.backend.kernels)
         edit.sweep(gm)
         return count
 

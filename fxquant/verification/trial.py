@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.backends import Backend, OpRule
-from fxquant.calibration import calibrate
 from fxquant.errors import FxQuantError, first_line
 from fxquant.evaluation.layers import call_leaves, run_layers
 from fxquant.graph import edit
@@ -102,7 +101,8 @@ def _run(
     specs = site.claim.specs
     converted = _converted(annotated, vector)
     step = _requantize(converted, specs["output"], vector) if "output" in specs else None
-    lowered = edit.clone(converted)
+    expected = _result(converted, vector)
+    lowered = converted  # in place: a copy would cost as much as the rest of a trial
     try:
         _apply(lowered, Lower(backend), *passes)
         refused = next((str(edit.marks(n)["fallback"]) for n in lowered.graph.nodes if "fallback" in edit.marks(n)), "")
@@ -112,15 +112,14 @@ def _run(
     except Exception as error:  # whatever a foreign kernel raises
         text = f"the kernel fails: {type(error).__name__}: {first_line(error)}"
         return Trial(claimed=True, specs=specs, problem=text)
-    steps = _steps(found, _result(converted, vector), step)
+    steps = _steps(found, expected, step)
     far = f"{steps:.3g} output steps from the Q/DQ form" if not steps <= TOLERANCE else ""
     return Trial(claimed=True, kernel=_kernel(lowered), specs=specs, difference=steps, problem=far)
 
 
 def _converted(annotated: fx.GraphModule, vector: Vector) -> fx.GraphModule:
     if Observe().apply(annotated):
-        annotated.recompile()
-        calibrate(annotated, [dict(vector.inputs)], progress=False)
+        fx.Interpreter(annotated).run(*_leaves(annotated, vector), enable_io_processing=False)
     _apply(annotated, Convert(), ShareQParams())
     return annotated
 
@@ -133,8 +132,12 @@ def _apply(gm: fx.GraphModule, *passes: Pass) -> None:
 
 def _result(gm: fx.GraphModule, vector: Vector) -> Tensor:
     """Return what a graph gives, without generating code for it."""
-    result: Tensor = run_layers(gm, set(), call_leaves(gm, ((), dict(vector.inputs)))).outputs[0]
+    result: Tensor = run_layers(gm, set(), _leaves(gm, vector)).outputs[0]
     return result
+
+
+def _leaves(gm: fx.GraphModule, vector: Vector) -> tuple[Tensor, ...]:
+    return call_leaves(gm, ((), dict(vector.inputs)))
 
 
 def _requantize(gm: fx.GraphModule, spec: QuantSpec, vector: Vector) -> Tensor:

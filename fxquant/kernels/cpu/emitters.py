@@ -24,7 +24,7 @@ from fxquant.kernels.layout import Source
 from fxquant.kernels.reference import grouped, linear
 from fxquant.kernels.reference import weight_only as reference_weight_only
 from fxquant.kernels.site import Operand, Site
-from fxquant.kernels.table import QUANTIZERS, Emitter, emitter
+from fxquant.kernels.table import DEVICES, QUANTIZERS, Emitter, emitter
 
 # Importing these defines the ops.
 __all__ = ["CpuKernels", "attention", "grouped", "linear", "reference_weight_only"]
@@ -55,6 +55,7 @@ class CpuKernels:
         emitter(self.name, "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(emit_grouped)
         emitter(self.name, "embedding_int8", serves=("embedding",), needs=("weight",))(self.emit_embedding)
         QUANTIZERS[self.name] = emit_quantize
+        DEVICES[self.name] = ("cpu",)
 
     def emit_linear(self, site: Site) -> fx.Node | str:
         """Emit a linear on a packed weight."""

@@ -6,15 +6,16 @@ from fxquant.kernels.devices import Device, devices
 from fxquant.kernels.emit import (
     LINEARS,
     embedding_emitter,
+    fp8_emitter,
     grouped_emitter,
     linear_emitter,
     matmul_emitter,
     weight_only_emitter,
 )
-from fxquant.kernels.reference import embedding, grouped, linear, matmul, weight_only
+from fxquant.kernels.reference import embedding, fp8, grouped, linear, matmul, weight_only
 from fxquant.kernels.table import emitter
 
-__all__ = ["embedding", "grouped", "linear", "matmul", "weight_only"]  # importing them defines the ops
+__all__ = ["embedding", "fp8", "grouped", "linear", "matmul", "weight_only"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 
@@ -24,6 +25,7 @@ emitter("reference", "linear_int8", serves=LINEARS, needs=("weight",))(
 emitter("reference", "linear_weight_only", serves=LINEARS, needs=("weight",))(
     weight_only_emitter(ops.linear_weight_only.default)
 )
+emitter("reference", "linear_fp8", serves=LINEARS, needs=("x", "weight"))(fp8_emitter(ops.linear_fp8.default))
 emitter("reference", "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(
     grouped_emitter(ops.grouped_linear_int8.default, ops.grouped_linear_weight_int8.default)
 )
