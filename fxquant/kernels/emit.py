@@ -41,6 +41,8 @@ def refusal(site: Site) -> str | None:
         return "the weight has to be int8, symmetric, static, and per-tensor or per-channel along axis 0"
     if x is not None and x.spec is not None and x.spec.granularity == "per-channel":
         return "the activations have to be per-tensor or per-token"
+    if x is not None and x.spec is not None and x.spec.format.floating:
+        return "the activations have to be integers"
     return None
 
 
@@ -179,6 +181,8 @@ def matmul_emitter(op: Any) -> Emitter:
         a, b = site.read("a"), site.read("b")
         if a.quantized is None or b.quantized is None:
             return "both factors have to be quantized"
+        if any(each.spec is not None and each.spec.format.floating for each in (a, b)):
+            return "both factors have to be integers"
         factors = (a.quantized, a.scale, a.zero_point, b.quantized, b.scale, b.zero_point)
         return site.emit(op, *factors, *site.output_arguments())
 
