@@ -272,7 +272,7 @@ def test_a_certificate_has_a_row_for_each_gpu_and_one_where_there_is_none(monkey
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     references, gpu = devices.cuda_devices()
     assert (references.missing, references.place.type) == (None, "cpu")
-    assert gpu.missing == "torch finds no CUDA device here"
+    assert gpu.missing == "torch finds no GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "NVIDIA H200")
