@@ -39,7 +39,7 @@ def refusal(site: Site) -> str | None:
         or weight.group_size is not None
     ):
         return "the weight has to be int8, symmetric, static, and per-tensor or per-channel along axis 0"
-    if x is not None and x.spec is not None and (x.spec.format.floating or x.spec.granularity == "per-channel"):
+    if x is not None and x.spec is not None and (x.spec.granularity == "per-channel" or x.spec.format.floating):
         return "the activations have to be integers, per-tensor or per-token"
     return None
 
@@ -179,8 +179,6 @@ def matmul_emitter(op: Any) -> Emitter:
         a, b = site.read("a"), site.read("b")
         if a.quantized is None or b.quantized is None:
             return "both factors have to be quantized"
-        if any(factor.spec is not None and factor.spec.format.floating for factor in (a, b)):
-            return "both factors have to be integers"
         factors = (a.quantized, a.scale, a.zero_point, b.quantized, b.scale, b.zero_point)
         return site.emit(op, *factors, *site.output_arguments())
 

@@ -40,7 +40,7 @@ __all__ = [
     "packed",
     "rows",
     "weight_only",
-]  # importing them defines the ops
+]  # importing them defines the ops and registers the devices
 
 ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)
