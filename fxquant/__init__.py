@@ -14,12 +14,14 @@ from fxquant.errors import (
     ConfigError,
     CoverageError,
     DataError,
+    ExportError,
     FxQuantError,
     FxQuantWarning,
     InputError,
 )
 from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations.dynamo import compiled, register
+from fxquant.integrations.export import Exported, export
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
 from fxquant.program import Program
@@ -44,6 +46,8 @@ __all__ = [
     "ConfigError",
     "CoverageError",
     "DataError",
+    "ExportError",
+    "Exported",
     "FxQuantError",
     "FxQuantWarning",
     "InputError",
@@ -59,6 +63,7 @@ __all__ = [
     "compare",
     "compiled",
     "convert",
+    "export",
     "ledger",
     "load",
     "load_backend",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TextIO
 
-from fxquant.commands import backend, compare, explain, quantize
+from fxquant.commands import backend, compare, explain, export, quantize
 from fxquant.errors import FxQuantError, FxQuantWarning
 
 
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fxquant {version('fxquant')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (quantize, explain, compare, backend):
+    for command in (quantize, explain, compare, export, backend):
         command.add(commands)
     return parser
 
