@@ -53,7 +53,7 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node, masks: dict[fx.Node, tuple[fx.No
     weights = call(aten.softmax.int, scores, -1, None)
     result = call(aten.matmul.default, weights, value)
     if alive is not None:
-        result = call(aten.where.ScalarOther, alive, result, 0.0)
+        result = call(aten.mul.Tensor, result, alive)
     edit.mark(result, value=edit.info(node).to_dict() if edit.info(node) else None)  # type: ignore[union-attr]
     edit.replace(node, result)
 
@@ -86,15 +86,17 @@ def _causal(call: _Caller, query: fx.Node, key: fx.Node) -> fx.Node:
 def _masked(
     gm: fx.GraphModule, call: _Caller, scores: fx.Node, mask: fx.Node, masks: dict[fx.Node, tuple[fx.Node, fx.Node]]
 ) -> tuple[fx.Node, fx.Node | None]:
-    """Return the scores under a mask, and which queries see a key; None where the mask is added as it is."""
+    """Return the scores under a mask, and 1 for a query that sees a key, else 0; None where the mask is just added."""
     known = edit.info(mask)
     if known is not None and known.dtype is not torch.bool:
         return call(aten.add.Tensor, scores, mask, alpha=1), None
     if mask not in masks:
         with gm.graph.inserting_after(mask):
-            alive = call(aten.any.dim, mask, -1, True)
+            seen = call(aten.any.dim, mask, -1, True)
+        with gm.graph.inserting_after(seen):
+            alive = call(aten.to.dtype, seen, torch.float32, False, False, None)
         with gm.graph.inserting_after(mask):
-            zero = call(aten.where.Scalar, mask, 0.0, _LOWEST)
-        masks[mask] = zero, alive
+            hidden = call(aten.where.Scalar, mask, 0.0, _LOWEST)
+        masks[mask] = hidden, alive
     added, alive = masks[mask]
     return call(aten.add.Tensor, scores, added, alpha=1), alive

@@ -8,7 +8,6 @@ import torch
 from torch import fx
 
 from fxquant.errors import ExportError
-from fxquant.graph import edit
 from fxquant.graph.modes import quiet_torch
 from fxquant.integrations.extras import require
 from fxquant.integrations.onnx.expressible import check_expressible, refused
@@ -32,13 +31,13 @@ def write_onnx(gm: fx.GraphModule, folder: Path, name: str, target: str | None) 
     require("onnx", PACKAGES, "export to ONNX")
     chosen = target or DEFAULT
     profile = PROFILES[chosen]
-    dialect = profile.dialect(edit.clone(gm))
+    dialect = profile.dialect(gm)
     check_expressible(dialect, chosen)
     profile.check(dialect)
     program = _export(flattened(dialect), profile, chosen)
     from fxquant.integrations.onnx.model_file import finish  # noqa: PLC0415  # needs onnx_ir
 
-    finish(program, dialect, folder / f"{name}.onnx", chosen)
+    finish(program, dialect, folder / f"{name}.onnx", chosen, profile.form)
     return substitutions(dialect)
 
 

@@ -15,17 +15,21 @@ from torch import fx
 from fxquant import manifest
 from fxquant.graph import edit
 from fxquant.graph.signature import signature_of
+from fxquant.integrations.onnx.implicit import cache, strip
 from fxquant.integrations.substitutions import substitutions
 
 # A protobuf file holds 2 GiB at most; what is beside the tensors needs some of it.
 LARGEST = 1_900_000_000
+TABLE = ".calib"  # TensorRT's calibration cache
 _PACKED = {ir.DataType.INT4: ml_dtypes.int4, ir.DataType.UINT4: ml_dtypes.uint4}
 
 
-def finish(program: Any, dialect: fx.GraphModule, path: Path, target: str) -> None:
-    """Set right what the exporter made of a dialect graph, and write it."""
+def finish(program: Any, dialect: fx.GraphModule, path: Path, target: str, form: str) -> None:
+    """Set right what the exporter made of a dialect graph, and write it in the form of a profile."""
     model = program.model
     _fold_casts(model.graph)
+    if form == "implicit":
+        path.with_suffix(TABLE).write_text(cache(strip(model.graph)))
     _drop_zeros(model.graph)
     _name_sizes(model.graph, dialect)
     for node in model.graph:

@@ -6,7 +6,6 @@ from blocks import captured, converted
 from torch import nn
 
 import fxquant as fxq
-from fxquant.cli import main
 from fxquant.errors import ConfigError, ExportError
 from fxquant.integrations import extras
 
@@ -76,14 +75,3 @@ def test_folder_with_something_else(tmp_path):
     with pytest.raises(ExportError, match=r"holds notes\.txt and no export"):
         fxq.export(converted("static"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_command_line(tmp_path, capsys):
-    fxq.save(converted("static"), tmp_path / "artifact")
-    assert main(["export", str(tmp_path / "artifact"), str(tmp_path / "out"), "--format", "onnx"]) == 0
-    out = capsys.readouterr().out
-    assert f"wrote model.onnx in {tmp_path / 'out'}" in out
-    assert "1 × integer look-up (same numbers)" in out
-    assert main(["export", str(tmp_path / "artifact"), str(tmp_path / "out"), "--target", "tpu"]) == 1
-    assert "unknown target 'tpu'" in capsys.readouterr().err
-    assert (tmp_path / "out" / "model.onnx").is_file()

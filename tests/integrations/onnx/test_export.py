@@ -7,7 +7,7 @@ import torch
 from blocks import converted, exported, inputs, reference, run_ort, step
 
 import fxquant as fxq
-from fxquant.graph import edit
+from fxquant.cli import main
 from fxquant.integrations.onnx.profiles import PROFILES
 
 INTEGER = ("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "MatMulInteger", "QGemm")
@@ -26,7 +26,7 @@ def read(report):
 
 
 def dialect(recipe, target="onnxruntime"):
-    gm = PROFILES[target].dialect(edit.clone(converted(recipe)))
+    gm = PROFILES[target].dialect(converted(recipe))
     gm.recompile()
     return gm
 
@@ -123,3 +123,22 @@ def test_metadata_says_where_it_came_from():
     report = json.loads((exported("dynamic").folder / "export.json").read_text())
     assert {each["name"] for each in report["graphs"]["model"]["substitutions"]} == substituted
     assert report["graphs"]["model"]["ledger"]["stage"] == "converted"
+
+
+def test_command_line_and_large_models(tmp_path, capsys, monkeypatch):
+    from fxquant.integrations.onnx import model_file
+
+    monkeypatch.setattr(model_file, "LARGEST", 0)
+    fxq.save(converted("static"), tmp_path / "artifact")
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "artifact"), str(out), "--format", "onnx"]) == 0
+    text = capsys.readouterr().out
+    assert f"wrote model.onnx, model.onnx.data in {out}" in text
+    assert "1 × integer look-up (same numbers)" in text
+    assert (out / "model.onnx.data").stat().st_size > 33_000, "the integers of all weights"
+    found, expected = (run_ort(path, inputs(1, 4, 3))[0] for path in (out / "model.onnx", file_of(exported("static"))))
+    assert torch.equal(found[0], expected[0])
+
+    assert main(["export", str(tmp_path / "artifact"), str(out), "--target", "tpu"]) == 1
+    assert "unknown target 'tpu'" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["export.json", "model.onnx", "model.onnx.data"]
