@@ -122,11 +122,7 @@ def test_observers_and_their_options():
 def test_kernels_of_each_set():
     rows = [line.split("|") for line in DOCS["kernels"].read_text().splitlines()]
     documented = {(row[1].strip(" `"), row[2].strip(" `")) for row in rows if len(row) == 5 and row[1].strip(" `")}
-<<<<<<< HEAD
-    packaged = {(name, kernel) for name in ("reference", "x86", "arm") for kernel in KERNEL_SETS[name]}
-=======
-    packaged = {(name, kernel) for name in ("cuda", "reference", "x86") for kernel in KERNEL_SETS[name]}
->>>>>>> cuda2
+    packaged = {(name, kernel) for name in ("reference", "x86", "arm", "cuda") for kernel in KERNEL_SETS[name]}
     assert {each for each in documented if each[0] in KERNEL_SETS} == packaged
     native = [name for names in isa.PROCESSORS.values() for name in names]
     assert names_in_table(DOCS["kernels"], "instruction set") == [*native, *isa.TORCH]
