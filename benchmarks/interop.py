@@ -1,7 +1,7 @@
 """fxquant's ONNX files in ONNX Runtime and OpenVINO, beside what their own quantizers make of the same model.
 
-    python benchmarks/interop.py [--models minilm bert-base gpt2 vit] [--cells 8x128 1x16 ...] [--work DIR]
-                                 [--rounds 7] [--seconds 10] [--threads 2] [--quick]
+    python benchmarks/interop.py [--models minilm bert-base gpt2 vit] [--recipes static …] [--cells 8x128 …]
+                                 [--work DIR] [--rounds 7] [--seconds 10] [--threads 2] [--quick]
 
 MiniLM has its real weights and is judged on real sentences that did not calibrate; the others have random weights of
 the size of BERT-base, GPT-2 and ViT-base. The difference is that of a runtime to the Q/DQ graph with the substitutions
@@ -68,6 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--minilm", type=Path, help="folder of another BERT-like encoder in MiniLM's place")
     parser.add_argument("--cells", nargs="+", choices=cells, default=["8x128", "1x128", "1x16"], help="batch × tokens")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
     parser.add_argument("--work", type=Path, help="folder that keeps what was converted")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
@@ -113,7 +114,7 @@ def measure(args: argparse.Namespace, model: Model, folder: Path) -> None:
     captured = model.subject.material.captured if model.subject else fxq.capture(model.module, model.example)
     ours = dict[str, Call]()
     differences = []
-    for recipe in RECIPES:
+    for recipe in args.recipes:
         qdq, path = exported(captured, recipe, model, folder)
         reference = PROFILES["onnxruntime"].dialect(qdq)
         reference.recompile()

@@ -88,6 +88,16 @@ def test_int4_is_stored_in_four_bits_along_the_contracted_axis():
         assert len(weight.raw_data) == (weight.dims[0] * weight.dims[1] + 1) // 2
 
 
+def test_fp8_weights(tmp_path):
+    x = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(0))
+    recipe = {"base": "weight-only", "spec": {"weight": {"dtype": "float8_e4m3fn"}}}
+    gm = fxq.convert(fxq.prepare(fxq.capture(torch.nn.Linear(16, 8).eval(), (x,)), "reference", recipe))
+    report = fxq.export(gm, tmp_path / "out")
+    (found,), _ = run_ort(file_of(report), {"input": x})
+    torch.testing.assert_close(found, gm(x), rtol=1e-5, atol=1e-6)
+    assert 17 in {each.data_type for each in read(report).graph.initializer}, "FLOAT8E4M3FN"
+
+
 def test_static_form():
     import onnx
 
