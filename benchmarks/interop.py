@@ -95,7 +95,11 @@ def load(name: str, args: argparse.Namespace) -> Model:
 
 
 def _gpt2(small: bool) -> tuple[nn.Module, list[Batch]]:
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 256} if small else {}
+    sizes = (
+        {"n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 256, "eos_token_id": 0, "bos_token_id": 0}
+        if small
+        else {}
+    )
     config = transformers.GPT2Config(**sizes)
     batches = [{"input_ids": torch.randint(config.vocab_size, (2, 32))} for _ in range(4)]
     return transformers.GPT2Model(config), batches
@@ -115,11 +119,10 @@ def measure(args: argparse.Namespace, model: Model, folder: Path) -> None:
     ours = dict[str, Call]()
     differences = []
     for recipe in args.recipes:
-        qdq, path = exported(captured, recipe, model, folder)
-        reference = PROFILES["onnxruntime"].dialect(qdq)
-        reference.recompile()
-        runtimes = {"ORT": ort(path, args.threads), "OpenVINO": openvino(path, args.threads)}
-        for runtime, call in runtimes.items():
+        for runtime, (target, start) in RUNTIMES.items():
+            qdq, path = exported(captured, recipe, model, folder, target)
+            reference, call = PROFILES[target].dialect(qdq), start(path, args.threads)
+            reference.recompile()
             ours[f"fxquant {recipe} in {runtime}"] = call
             differences.append((recipe, runtime, f"{difference(call, reference, model.calibration[-1]):.1e}"))
     common.show(f"{model.name}: largest difference to the Q/DQ graph", ("recipe", "runtime", "difference"), differences)
@@ -135,14 +138,14 @@ def usable(cells: list[Cell], model: Model) -> list[Cell]:
     return [cell for cell in cells if model.subject is not None and model.subject.fits(cell)]
 
 
-def exported(captured: Any, recipe: str, model: Model, folder: Path) -> tuple[Any, Path]:
+def exported(captured: Any, recipe: str, model: Model, folder: Path, target: str) -> tuple[Any, Path]:
     """Return a Q/DQ graph and its ONNX file, from the folder if they are there."""
-    artifact, out = folder / f"{recipe}-artifact", folder / recipe
+    artifact, out = folder / f"{recipe}-artifact", folder / f"{recipe}-{target}"
     if not artifact.exists():
         fxq.save(common.convert(captured, recipe, model.calibration), artifact)
     qdq = fxq.load(artifact, lower=False)
     if not out.exists():
-        fxq.export(qdq, out)
+        fxq.export(qdq, out, target=target)
     return qdq, out / "model.onnx"
 
 
@@ -176,6 +179,9 @@ def openvino(path: Path, threads: int) -> Call:
         return SimpleNamespace(leaves=leaves, last_hidden_state=leaves[0])
 
     return call
+
+
+RUNTIMES = {"ORT": ("onnxruntime", ort), "OpenVINO": ("openvino", openvino)}  # the target, and what runs its file
 
 
 def difference(call: Call, reference: Call, batch: Batch) -> float:
