@@ -14,12 +14,14 @@ from fxquant.errors import (
     ConfigError,
     CoverageError,
     DataError,
+    ExportError,
     FxQuantError,
     FxQuantWarning,
     InputError,
 )
 from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations.dynamo import compiled, register
+from fxquant.integrations.export import Exported, export
 from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
@@ -45,6 +47,8 @@ __all__ = [
     "ConfigError",
     "CoverageError",
     "DataError",
+    "ExportError",
+    "Exported",
     "FxQuantError",
     "FxQuantWarning",
     "InputError",
@@ -61,6 +65,7 @@ __all__ = [
     "compiled",
     "convert",
     "cuda_graphs",
+    "export",
     "ledger",
     "load",
     "load_backend",
