@@ -17,8 +17,10 @@ from fxquant.errors import (
     FxQuantError,
     FxQuantWarning,
     InputError,
+    MissingExtraError,
 )
 from fxquant.evaluation.compare import Comparison, compare
+from fxquant.integrations import plugin
 from fxquant.integrations.dynamo import compiled, register
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
@@ -34,6 +36,7 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 register()
+plugin.register()
 
 __all__ = [
     "ArtifactError",
@@ -48,6 +51,7 @@ __all__ = [
     "FxQuantWarning",
     "InputError",
     "Ledger",
+    "MissingExtraError",
     "Override",
     "Program",
     "QuantSpec",

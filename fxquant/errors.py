@@ -43,6 +43,10 @@ class ArtifactError(FxQuantError):
     """A saved artifact is damaged, altered, too new, or in the way."""
 
 
+class MissingExtraError(FxQuantError, ImportError):
+    """A package that an integration needs is not installed, or too old."""
+
+
 def suggest(name: object, known: Iterable[str]) -> str:
     """Return "; did you mean 'X'? Known: …" for a name that is not among `known`."""
     names = sorted(known)
