@@ -11,6 +11,8 @@ import fxquant as fxq
 from fxquant.integrations.hf.skips import skipped_modules
 from fxquant.integrations.transformers import FxQuantConfig
 
+PATHS = [path for path, _ in models.bert_classifier()[0].named_modules() if path]
+
 
 @pytest.mark.parametrize(
     "config",
@@ -67,19 +69,20 @@ def test_what_cannot_be_meant(given, message):
 
 
 def test_skipped_modules_by_start_end_and_expression():
-    model, _ = models.bert_classifier()
-    assert skipped_modules(model, []) == []
-    assert skipped_modules(model, ["bert.encoder.layer.1"]) == ["bert.encoder.layer.1"]
+    assert skipped_modules(PATHS, [], "B") == []
+    assert skipped_modules(PATHS, ["bert.encoder.layer.1"], "B") == ["bert.encoder.layer.1"]
     dense = [f"bert.encoder.layer.{layer}.intermediate.dense" for layer in range(2)]
-    assert skipped_modules(model, ["intermediate.dense", r"bert\.encoder\.layer\.\d\.intermediate\.dense"]) == dense
+    assert skipped_modules(PATHS, ["intermediate.dense"], "B") == dense
+    assert skipped_modules(PATHS, [r"bert\.encoder\.layer\.\d\.intermediate"], "B") == [
+        path.removesuffix(".dense") for path in dense
+    ]
 
 
 def test_skipping_what_is_not_there():
-    model, _ = models.bert_classifier()
-    with pytest.warns(fxq.FxQuantWarning, match="'clasifier' is no module of a BertForSequenceClassification; did you"):
-        assert skipped_modules(model, ["clasifier"]) == []
+    with pytest.warns(fxq.FxQuantWarning, match="'clasifier' is no module of a Bert; did you mean 'classifier'"):
+        assert skipped_modules(PATHS, ["clasifier"], "Bert") == []
     with pytest.raises(fxq.ConfigError, match=r"'\(' is no regular expression"):
-        skipped_modules(model, ["("])
+        skipped_modules(PATHS, ["("], "Bert")
 
 
 def test_skips_come_before_the_overrides_of_the_recipe():

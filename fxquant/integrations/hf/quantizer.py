@@ -2,9 +2,7 @@
 
 import copy
 import logging
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,13 +12,13 @@ from transformers.quantizers.base import HfQuantizer
 
 from fxquant.backends import load_backend
 from fxquant.capture_generation import capture_generation, generates
-from fxquant.errors import CaptureError, ConfigError, FxQuantWarning
+from fxquant.errors import CaptureError, ConfigError
 from fxquant.integrations.hf import checkpoint
 from fxquant.integrations.hf.config import METHOD, FxQuantConfig
 from fxquant.integrations.hf.example import defaults_of, example_of, filled
 from fxquant.integrations.hf.loss import kind_of, label_names
 from fxquant.integrations.hf.model import Quantized, install
-from fxquant.integrations.hf.skips import skipped_modules
+from fxquant.integrations.hf.skips import skipped_modules, unmatched_unsaid
 from fxquant.ladder import capture
 from fxquant.memory import give_back
 from fxquant.program import Program
@@ -117,8 +115,9 @@ def quantize_loaded(model: Any, config: FxQuantConfig) -> Quantized:
     """
     example = {name: value for name, value in example_of(model, config).items() if name not in label_names(model)}
     defaults, loss = defaults_of(model, example), kind_of(model, example)
-    config.modules_to_not_convert = skipped_modules(model, config.modules_to_not_convert)
-    with _unmatched_unsaid(config.modules_to_not_convert):
+    paths = [path for path, _ in model.named_modules() if path]
+    config.modules_to_not_convert = skipped_modules(paths, config.modules_to_not_convert, type(model).__name__)
+    with unmatched_unsaid(config.modules_to_not_convert):
         graph = quantize(
             _captured(model, example),
             example,
@@ -155,12 +154,3 @@ def _batches(model: Any, batches: Iterable[Any] | None, defaults: Mapping[str, i
         else batch
         for batch in batches
     )
-
-
-@contextmanager
-def _unmatched_unsaid(skipped: list[str]) -> Iterator[None]:
-    """Keep quiet that no op is in a module to skip: both it and what is in it are overrides, and one may have none."""
-    with warnings.catch_warnings():
-        if skipped:
-            warnings.filterwarnings("ignore", "the override path = .*quantize|the override path", FxQuantWarning)
-        yield

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import fxquant as fxq
-from fxquant.integrations.extras import need
+from fxquant.integrations.packages import need
 
 
 def test_package_that_is_there():
