@@ -6,21 +6,31 @@ BIN := $(VENV)/bin
 # Two processes, and the tests of a file in one of them, as they share models.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
+# For GPUs: this machine's Python where it has torch's CUDA build and the rest, else an environment made with them.
+CUDA_VENV ?= .venv-cuda
+CUDA_NEEDS := import filelock, hypothesis, pytest, rich, safetensors, tabulate, transformers, triton
+CUDA_NEEDS += ; import torch; assert torch.version.cuda
 
 # Models are read from disk only.
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench
+.PHONY: help demo test test-cuda check bench
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## quantize a real sentence encoder, explain, measure, save and load it (DEMO="--text FILE" for options)
 	@$(BIN)/python examples/minilm_demo.py $(DEMO)
 
 test: $(VENV)/.test ## run every test (TESTS="tests/graph -k pattern" for some)
 	@$(PYTEST) $(TESTS)
+
+test-cuda: ## run the tests that need an NVIDIA GPU, with the torch of this machine or one in .venv-cuda
+	@python=$(PYTHON); \
+	$$python -c '$(CUDA_NEEDS)' 2> /dev/null || \
+		{ python=$(CUDA_VENV)/bin/python; $(MAKE) --no-print-directory $(CUDA_VENV)/.test; } && \
+	$$python -m pytest -m cuda -rs tests/kernels/cuda $(TESTS)
 
 check: $(VENV)/.test $(VENV)/.dev ## lint, check the format and the types, and run every test
 	$(BIN)/ruff check .
@@ -33,6 +43,11 @@ bench: $(VENV)/.demo ## measure speed, accuracy and the cost of quantizing again
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(CUDA_VENV)/.test: pyproject.toml
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --editable '.[test]' triton
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt

@@ -82,7 +82,7 @@ class Growing:
 
     def start(self, ids: Tensor) -> Tensor:
         """Forget all, and read the prompt."""
-        self.mask = torch.ones(len(ids), 0, dtype=torch.long)
+        self.mask = ids.new_ones(len(ids), 0)
         self.past = transformers.DynamicCache()
         return self.step(ids)
 
@@ -111,7 +111,7 @@ class Static:
 
     def step(self, ids: Tensor) -> Tensor:
         """Read tokens; weights are constants of what is compiled."""
-        places = torch.arange(self.length, self.length + ids.shape[1]).expand(ids.shape)
+        places = torch.arange(self.length, self.length + ids.shape[1], device=ids.device).expand(ids.shape)
         self.length += ids.shape[1]
         given = {"position_ids": places, "past_key_values": self.past, "use_cache": True, "logits_to_keep": 1}
         with importlib.import_module("torch._inductor.config").patch(freezing=True):
@@ -129,13 +129,13 @@ def compiled(context: Context) -> System:
     return stepwise(Static(copy.deepcopy(context.model)))
 
 
-def torchao(name: str, **options: object) -> Builder:
+def torchao(module: str, name: str, **options: object) -> Builder:
     """Return what builds torchao's weight-only quantization, compiled; its kernels want bfloat16 activations."""
 
     def build(context: Context) -> System:
-        quantization = importlib.import_module("torchao.quantization")
+        quantize = importlib.import_module("torchao.quantization").quantize_
         model = copy.deepcopy(context.model).bfloat16()
-        quantization.quantize_(model, getattr(quantization, name)(**options))
+        quantize(model, getattr(importlib.import_module(module), name)(**options))
         return stepwise(Static(model))
 
     return build
@@ -185,8 +185,10 @@ SYSTEMS: dict[str, Builder] = {
     EAGER: eager,
     **{name: ours(recipe) for name, recipe in OURS.items()},
     "float32, compile": compiled,
-    "torchao int8, compile": torchao("Int8WeightOnlyConfig"),
-    "torchao int4, compile": torchao("Int4WeightOnlyConfig", group_size=32, int4_packing_format="opaque"),
+    "torchao int8, compile": torchao("torchao.quantization", "Int8WeightOnlyConfig"),
+    "torchao int4, compile": torchao(
+        "torchao.prototype.quantization.int4", "PrototypeInt4WeightOnlyConfig", group_size=32
+    ),
     "ORT int8": from_module("decoders_onnxruntime", "dynamic"),
     "ORT int4": from_module("decoders_onnxruntime", "four_bits"),
     "OpenVINO int8": from_module("decoders_openvino", "eight_bits"),

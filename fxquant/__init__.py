@@ -22,6 +22,7 @@ from fxquant.errors import (
 from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations import plugin
 from fxquant.integrations.dynamo import compiled, register
+from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
 from fxquant.program import Program
@@ -63,6 +64,7 @@ __all__ = [
     "compare",
     "compiled",
     "convert",
+    "cuda_graphs",
     "ledger",
     "load",
     "load_backend",

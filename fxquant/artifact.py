@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxquant import atomic, manifest, stages, tensor_file
 from fxquant.backends import Backend, load_backend
 from fxquant.errors import ArtifactError, ConfigError, FxQuantError
 from fxquant.graph import edit, serial
+from fxquant.graph.place import move, read_device
 from fxquant.ledger import read_ledger
 from fxquant.memory import give_back
 from fxquant.portable import portable
@@ -67,6 +69,7 @@ def load(
     *,
     lower: bool = True,
     padded_outputs: str | None = None,
+    device: str | torch.device = "cpu",
 ) -> fx.GraphModule | Program:
     """Read an artifact and lower it for a backend; neither the model's code nor a retrace is needed.
 
@@ -77,12 +80,14 @@ def load(
         backend: as for `fxquant.lower`; by default the one that the graph was prepared for.
         lower: False gives the Q/DQ graph itself. A captured float graph comes back as it is in any case.
         padded_outputs: "exact" or "zero", as for `fxquant.lower`; by default what the graph was lowered with.
+        device: where the graph is to run, wherever the one that was saved did.
 
     Raises:
         ArtifactError: the artifact is missing, incomplete, damaged, of a newer format, or none; names the file.
-        ConfigError: `backend` is not known, or its file is wrong.
+        ConfigError: `backend` is not known, or its file is wrong; `device` cannot be used here.
     """
     chosen = load_backend(backend) if backend is not None else None
+    where = read_device(device)
     asked = Path(folder).resolve()
     place = atomic.find(asked)
     if place != asked:
@@ -91,6 +96,7 @@ def load(
     model, described = (manifest.verify(place, files, name) for name in (MODEL, GRAPH))
     try:
         graph = _read(model, described)
+        move(graph.graphs.values() if isinstance(graph, Program) else [graph], where)
         return _ready(graph, chosen, padded_outputs) if _stage(graph) == "converted" and lower else graph
     except ArtifactError as error:
         raise ArtifactError(f"{place}: {error}. Was it altered, or written by another version?") from error

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TextIO
 
-from fxquant.commands import backend, compare, explain, quantize
-from fxquant.errors import FxQuantError, FxQuantWarning
+from fxquant.commands import backend, compare, explain, quantize, verify
+from fxquant.errors import CheckError, FxQuantError, FxQuantWarning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except FxQuantError as error:
             if args.debug:
                 raise
+            if isinstance(error, CheckError):
+                _print(error.report)
             print(f"fxquant: error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
@@ -40,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fxquant {version('fxquant')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (quantize, explain, compare, backend):
+    for command in (quantize, explain, compare, verify, backend):
         command.add(commands)
     return parser
 

@@ -47,9 +47,22 @@ class MissingExtraError(FxQuantError, ImportError):
     """A package that an integration needs is not installed, or too old."""
 
 
+class CheckError(FxQuantError):
+    """A check found what does not hold; `report` is all that it found."""
+
+    def __init__(self, message: str, report: str) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 def suggest(name: object, known: Iterable[str]) -> str:
     """Return "; did you mean 'X'? Known: …" for a name that is not among `known`."""
     names = sorted(known)
     close = get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(names) if names else '(none)'}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, which tells what; torch adds traces of its own code to it."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")

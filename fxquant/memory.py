@@ -1,7 +1,9 @@
-"""Memory that the C library holds though nothing uses it."""
+"""Memory: what the C library holds though nothing uses it, and errors that say there is none."""
 
 import ctypes
 from functools import cache
+
+import torch
 
 
 def give_back() -> None:
@@ -12,6 +14,13 @@ def give_back() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error is that there is no memory: Python's, or torch's of a CPU or another device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 @cache

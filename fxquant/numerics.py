@@ -1,6 +1,7 @@
-"""The arithmetic of uniform integer quantization; pure functions, x = S·(q − Z).
+"""The arithmetic of uniform integer quantization, and of float8 with a scale; pure functions, x = S·(q − Z).
 
-Zero is exactly representable, rounding is half to even, values outside the range saturate.
+Zero is exactly representable, rounding is half to even, values outside the range saturate. Of float8 Z is 0, and q is
+x/S rounded to the format.
 Source of the affine scheme: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", equations 1 and 2.
 """
@@ -35,8 +36,8 @@ def qparams_from_range(low: Tensor, high: Tensor, spec: QuantSpec, axis: int | N
     """Return the QParams that cover [low, high] and zero (float tensors of one shape).
 
     Affine: S = (high − low)/(qmax − qmin), Z = round(qmin − low/S). Symmetric signed: Z = 0, S = max|x|/127
-    (restricted) or 2·max|x|/255 (full). Symmetric unsigned: Z is the middle, 128. An empty range gets S = 1, one
-    with NaN S = NaN.
+    (restricted) or 2·max|x|/255 (full), of float8 max|x|/448. Symmetric unsigned: Z is the middle, 128. An empty range
+    gets S = 1, one with NaN S = NaN.
     """
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
     if spec.symmetric:
@@ -101,10 +102,12 @@ def quantize(x: Tensor, qparams: QParams, spec: QuantSpec) -> Tensor:
 
 
 def quantize_to(x: Tensor, qparams: QParams, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
-    """Return q = clamp(round(x/S) + Z, qmin, qmax) as the integer `dtype`, in the shape of `x`."""
+    """Return q = clamp(round(x/S) + Z, qmin, qmax) as `dtype`, in the shape of `x`; float8 has no Z, and keeps NaN."""
     scale, zero_point = (spread(each, qparams, x.shape) for each in (qparams.scale, qparams.zero_point))
     # float32 cannot hold every int32, and a half-precision quotient would be rounded twice.
     x = x.to(torch.promote_types(x.dtype, torch.float64 if dtype is torch.int32 else torch.float32))
+    if dtype.is_floating_point:
+        return (x / scale).clamp_(qmin, qmax).to(dtype)
     q = (x / scale).round_().add_(zero_point).clamp_(qmin, qmax)
     # Going through int32 is several times faster on CPU: the direct conversion to uint8 is not vectorised.
     return q.to(torch.int32).to(dtype)
@@ -113,6 +116,8 @@ def quantize_to(x: Tensor, qparams: QParams, qmin: int, qmax: int, dtype: torch.
 def dequantize(q: Tensor, qparams: QParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return S·(q − Z) as `dtype`, in the shape of `q`."""
     scale, zero_point = (spread(each, qparams, q.shape) for each in (qparams.scale, qparams.zero_point))
+    if q.dtype.is_floating_point:
+        return (q.to(torch.float32) * scale).to(dtype)
     # The difference of two int32 may need 33 bits.
     wide = torch.int64 if q.dtype is torch.int32 else torch.int32
     return ((q.to(wide) - zero_point).to(torch.float32) * scale).to(dtype)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from fxquant.config import expect, known_keys, read_toml, within
 from fxquant.errors import ConfigError
-from fxquant.spec import QuantSpec
+from fxquant.spec import FORMATS, QuantSpec
 
 FLOAT = "float"
 # The fields of a QuantSpec that differ, or FLOAT: what uses the spec stays in float.
@@ -29,6 +29,8 @@ def check_field(key: str, value: object) -> None:
     """Raise `ConfigError` unless `key` is a field of QuantSpec and `value` a value that it can have."""
     known_keys({key: value}, SPEC_FIELDS)
     companions = {"dynamic": value == "per-token"} if key == "granularity" else _COMPANIONS.get(key, {})
+    if key == "dtype" and isinstance(value, str) and value in FORMATS and FORMATS[value].floating:
+        companions = {"symmetric": True}
     QuantSpec.from_dict({**companions, key: value})
 
 

@@ -8,8 +8,8 @@ import torch
 from fxquant.errors import ConfigError, suggest
 
 
-class IntegerFormat(NamedTuple):
-    """An integer format: the torch dtype that holds a value and the whole value range."""
+class Format(NamedTuple):
+    """A format of 8 bits or another: the torch dtype that holds a value and the whole value range."""
 
     torch_dtype: torch.dtype
     minimum: int
@@ -20,17 +20,23 @@ class IntegerFormat(NamedTuple):
         return self.minimum < 0
 
     @property
+    def floating(self) -> bool:
+        """Whether values are floating-point numbers, which are scaled but have no zero point and no equal steps."""
+        return self.torch_dtype.is_floating_point
+
+    @property
     def packed(self) -> bool:
         """Whether constants of this format are stored two to a byte."""
         return self.maximum - self.minimum < 16
 
 
-FORMATS: dict[str, IntegerFormat] = {
-    "int8": IntegerFormat(torch.int8, -128, 127),
-    "uint8": IntegerFormat(torch.uint8, 0, 255),
-    "int4": IntegerFormat(torch.int8, -8, 7),
-    "uint4": IntegerFormat(torch.uint8, 0, 15),
-    "int32": IntegerFormat(torch.int32, -(2**31), 2**31 - 1),
+FORMATS: dict[str, Format] = {
+    "int8": Format(torch.int8, -128, 127),
+    "uint8": Format(torch.uint8, 0, 255),
+    "int4": Format(torch.int8, -8, 7),
+    "uint4": Format(torch.uint8, 0, 15),
+    "int32": Format(torch.int32, -(2**31), 2**31 - 1),
+    "float8_e4m3fn": Format(torch.float8_e4m3fn, -448, 448),
 }
 GRANULARITIES = ("per-tensor", "per-channel", "per-token", "per-group")
 GROUP_SIZE = 32  # where a per-group spec does not say
@@ -47,7 +53,8 @@ class QuantSpec:
         - per-token (one scale for each slice along the last axis) exists at run time only: `dynamic` is true.
         - per-group (one scale for every `group_size` values along the last axis; a last group may be shorter) is for
           constants: `dynamic` is false. `group_size` is given for per-group only.
-        - `range` matters to symmetric signed formats: "restricted" uses [-127, 127] with S = max/127,
+        - float8_e4m3fn, 4 bits of exponent and 3 of mantissa up to 448, is `symmetric`: q = x/S, S = max/448.
+        - `range` matters to symmetric signed integers: "restricted" uses [-127, 127] with S = max/127,
           "full" uses [-128, 127] with S = 2·max/255; in int4 [-7, 7] with max/7 and [-8, 7] with 2·max/15.
         - `observer` finds the range of a static tensor; `options` are its keyword arguments.
     """
@@ -72,6 +79,8 @@ class QuantSpec:
             raise ConfigError(f"axis = {self.axis} has a meaning for per-channel only, not for {self.granularity}")
         if self.granularity == "per-token" and not self.dynamic:
             raise ConfigError("per-token scales exist at run time only: set dynamic = true, or use per-tensor")
+        if self.format.floating and not self.symmetric:
+            raise ConfigError(f"{self.dtype} has no zero point: set symmetric = true")
         self._check_groups()
 
     def _check_groups(self) -> None:
@@ -89,13 +98,13 @@ class QuantSpec:
             raise ConfigError(f"group_size = {self.group_size}: expected a positive integer")
 
     @property
-    def format(self) -> IntegerFormat:
+    def format(self) -> Format:
         return FORMATS[self.dtype]
 
     @property
     def qmin(self) -> int:
         """Smallest integer this spec uses: −127 rather than −128 for restricted symmetric int8."""
-        narrow = self.symmetric and self.format.signed and self.range == "restricted"
+        narrow = not self.format.floating and self.symmetric and self.format.signed and self.range == "restricted"
         return self.format.minimum + 1 if narrow else self.format.minimum
 
     @property

@@ -1,15 +1,18 @@
 """The staged verbs behind capture and calibrate: prepare, convert and lower; pipelines of passes, no algorithm."""
 
+import gc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import fx
 
 from fxquant.backends import Backend, load_backend, read_backend
 from fxquant.errors import FxQuantError, FxQuantWarning
-from fxquant.graph import edit
+from fxquant.graph import edit, place
+from fxquant.kernels.table import check_device
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass, Pipeline
 from fxquant.passes.canonicalize import CANONICAL
@@ -53,7 +56,6 @@ def _prepare(graph: fx.GraphModule, backend: Backend, recipe: Recipe, sites: set
     gm = edit.clone(graph)
     Pipeline((*CANONICAL.passes, Annotate(backend, recipe, sites), Observe())).run(gm)
     edit.mark(gm, stage="prepared", backend=backend.to_dict(), recipe=recipe.to_dict())
-    gm.recompile()
     return gm
 
 
@@ -73,11 +75,16 @@ def _convert(prepared: fx.GraphModule, weights: Convert) -> fx.GraphModule:
     gm = edit.clone(prepared)
     Pipeline((weights, ShareQParams())).run(gm)
     edit.mark(gm, stage="converted")
-    gm.recompile()
     return gm
 
 
-def lower(qdq: Graph, backend: str | Path | Backend | None = None, *, padded_outputs: str | None = None) -> Graph:
+def lower(
+    qdq: Graph,
+    backend: str | Path | Backend | None = None,
+    *,
+    padded_outputs: str | None = None,
+    device: str | torch.device | None = None,
+) -> Graph:
     """Replace claimed ops of a Q/DQ graph by the kernels of a backend, by default the one it was prepared for.
 
     Another backend claims the graph anew from its Q/DQ nodes; the numbers stay those of the Q/DQ graph.
@@ -89,23 +96,46 @@ def lower(qdq: Graph, backend: str | Path | Backend | None = None, *, padded_out
             there. "zero": zeros, for callers that do not read these places; the model then runs on the tokens of a
             batch alone, and where it reads a padded place itself it reads zeros. By default "exact", or what an
             artifact was saved with.
+        device: where the lowered graph is to run; by default where the tensors of `qdq` are.
 
     Raises:
-        ConfigError: an unknown or invalid backend or choice of `padded_outputs`.
-        FxQuantError: the graph is at another stage.
+        ConfigError: an unknown or invalid backend, choice of `padded_outputs` or device.
+        FxQuantError: the graph is at another stage; its tensors are on several devices, or on one that the backend has
+            no kernels for; a GPU has no memory left.
     """
     if padded_outputs is not None:
         check_padded_outputs(padded_outputs)
     chosen = load_backend(backend) if backend is not None else None
-    lowered = _each(qdq, lambda gm: _lower(gm, chosen, padded_outputs))
-    release(lowered.graphs.values() if isinstance(lowered, Program) else [lowered])
-    return lowered
+    failure = ""
+    try:
+        lowered = _each(_placed(qdq, device), lambda gm: _lower(gm, chosen, padded_outputs))
+        release(lowered.graphs.values() if isinstance(lowered, Program) else [lowered])
+        return lowered
+    except torch.OutOfMemoryError as error:
+        failure = str(error).splitlines()[0]
+    # Only here is what was lowered so far let go.
+    gc.collect()
+    raise FxQuantError(f"there is no memory left to lower the graph, which is as it was: {failure}")
+
+
+def _placed(qdq: Graph, device: str | torch.device | None) -> Graph:
+    """Return the graph with its tensors on a device: of copies where they are on another one."""
+    if device is None:
+        return qdq
+    chosen = place.read_device(device)
+    copied = _each(qdq, edit.clone)
+    place.move(copied.graphs.values() if isinstance(copied, Program) else [copied], chosen)
+    return copied
 
 
 def _lower(qdq: fx.GraphModule, backend: Backend | None, padded_outputs: str | None) -> fx.GraphModule:
     _expect_stage(qdq, "lower", "converted", "fxquant.convert")
     chosen = backend or recorded_backend(qdq)
     origin = edit.clone(qdq)
+    device = place.device_of(origin)
+    if device is not None:
+        check_device(chosen.kernels, device)
+        place.make_on(origin, device)
     if padded_outputs is not None:
         edit.mark(origin, padded_outputs=padded_outputs)
     gm = _with_kernels(origin, chosen, listed_passes(chosen.passes, chosen.source))
@@ -119,7 +149,6 @@ def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...
     Pipeline((*first, Lower(backend), *listed)).run(gm)
     edit.mark(gm, stage="lowered", backend=backend.to_dict())
     keep(gm, qdq)
-    gm.recompile()
     return gm
 
 
@@ -161,3 +190,4 @@ def _expect_stage(gm: fx.GraphModule, verb: str, wanted: str, source: str) -> No
     if stage != wanted:
         found = f"one that is {stage}" if stage else "a GraphModule that fxquant did not make"
         raise FxQuantError(f"{verb} takes a graph that is {wanted}, from {source}; got {found}")
+    place.device_of(gm)  # raises where there are two

@@ -30,3 +30,9 @@ def converted(name: str, recipe: str = "dynamic") -> fx.GraphModule:
     _, inputs, graph = captured(name)
     prepared = fxq.prepare(graph, "x86", recipe)
     return fxq.convert(fxq.calibrate(prepared, [inputs], progress=False) if recipe == "static" else prepared)
+
+
+@cache
+def lowered(name: str, recipe: str = "dynamic") -> fx.GraphModule:
+    """Return what `quantize` gives for a model on x86, for the instruction set of this machine; not to be changed."""
+    return fxq.lower(converted(name, recipe))

@@ -1,4 +1,8 @@
-"""Tiny models with random weights: a factory returns `(model.eval(), example_inputs)`, the same weights each time."""
+"""Tiny models with random weights: a factory returns `(model.eval(), example_inputs)`, the same weights each time.
+
+What layers share is seen in BERT and T5's encoder, which have two; the others have one, as each takes a good part of a
+second to capture.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +14,7 @@ from torch import Tensor, nn
 Example = tuple[nn.Module, dict[str, Tensor]]
 
 VOCABULARY = 64
-_ENCODER = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_ENCODER = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
 _ENCODER |= {"intermediate_size": 64, "max_position_embeddings": 64}
 
 
@@ -41,12 +45,13 @@ def _random(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
 
 def bert() -> Example:
     """Return a BERT encoder of two layers, hidden 32, at most 64 positions."""
-    return _random(transformers.BertModel, transformers.BertConfig(**_ENCODER)), encoder_inputs()
+    config = transformers.BertConfig(**_ENCODER | {"num_hidden_layers": 2})
+    return _random(transformers.BertModel, config), encoder_inputs()
 
 
 def bert_classifier() -> Example:
     """Return BERT with a sequence classification head of three labels."""
-    config = transformers.BertConfig(**_ENCODER, num_labels=3)
+    config = transformers.BertConfig(**_ENCODER | {"num_hidden_layers": 2, "num_labels": 3})
     return _random(transformers.BertForSequenceClassification, config), encoder_inputs()
 
 
@@ -63,7 +68,7 @@ def roberta() -> Example:
 def distilbert() -> Example:
     """Return a DistilBERT encoder."""
     config = transformers.DistilBertConfig(
-        vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=64
+        vocab_size=VOCABULARY, dim=32, n_layers=1, n_heads=4, hidden_dim=64, max_position_embeddings=64
     )
     return _random(transformers.DistilBertModel, config), encoder_inputs()
 
@@ -71,7 +76,7 @@ def distilbert() -> Example:
 def gpt2() -> Example:
     """Return GPT-2 with its (tied) language modelling head."""
     config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+        vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
     )
     return _random(transformers.GPT2LMHeadModel, config), encoder_inputs()
 
@@ -82,20 +87,18 @@ def llama() -> Example:
     return _random(transformers.LlamaForCausalLM, config), encoder_inputs()
 
 
-def _t5_config() -> Any:
-    return transformers.T5Config(
-        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=4
-    )
+def _t5_config(layers: int) -> Any:
+    return transformers.T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=layers, num_heads=4)
 
 
 def t5_encoder() -> Example:
-    """Return T5's encoder alone."""
-    return _random(transformers.T5EncoderModel, _t5_config()), encoder_inputs()
+    """Return T5's encoder alone, of two layers, which share their relative positions."""
+    return _random(transformers.T5EncoderModel, _t5_config(2)), encoder_inputs()
 
 
 def t5() -> Example:
     """Return T5 with its language modelling head; it also needs `decoder_input_ids`."""
-    return _random(transformers.T5ForConditionalGeneration, _t5_config()), seq2seq_inputs()
+    return _random(transformers.T5ForConditionalGeneration, _t5_config(1)), seq2seq_inputs()
 
 
 class MLP(nn.Module):

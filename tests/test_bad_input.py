@@ -1,11 +1,15 @@
 """Models and inputs that are not as they should be: they work, or the error says what and where."""
 
+import re
+
 import pytest
 import torch
 from models import bert, mlp
 from torch import nn
 
 import fxquant as fxq
+from fxquant.graph import edit
+from fxquant.kernels.cpu import emitters, isa, native
 
 
 class Inner(nn.Module):
@@ -144,3 +148,133 @@ def test_inputs_on_another_device_are_named():
     model, inputs = bert()
     with pytest.raises(fxq.InputError, match="'attention_mask' is on meta"):
         fxq.capture(model, {**inputs, "attention_mask": inputs["attention_mask"].to("meta")})
+
+
+def test_a_model_on_two_devices_is_named_with_both_places():
+    model = Inner().eval()
+    model.down.weight = nn.Parameter(model.down.weight.to("meta"))
+    for verb in (fxq.capture, fxq.quantize):
+        with pytest.raises(
+            fxq.CaptureError,
+            match=r"'up.weight' is on cpu and 'down.weight' on meta; move all of it to one, as by model",
+        ):
+            verb(model, X)
+
+
+def test_a_graph_on_two_devices_is_named_with_both_places():
+    captured = fxq.capture(Inner().eval(), X)
+    qdq = fxq.convert(fxq.prepare(captured, "reference", "dynamic"))
+    for verb, graph, name in ((fxq.prepare, captured, "down.weight"), (fxq.lower, qdq, "down.weight_int8")):
+        edit.set_tensor(graph, name, edit.constants(graph)[name].to("meta"))
+        with pytest.raises(
+            fxq.FxQuantError, match=r"the graph lies on two devices: '.*' is on \w+ and '.*' on \w+; move"
+        ):
+            verb(graph)
+
+
+OUT_OF_MEMORY = {
+    "Python": MemoryError(),
+    "CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 9 GB\nmore"),
+    "card": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+def test_no_memory_to_pack_in_leaves_everything_as_it_was(error, monkeypatch):
+    if not native.available():
+        pytest.skip("weights are packed for the C++ kernels")
+    model = Inner().eval()
+    state = {name: (tensor, tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
+    qdq = fxq.convert(fxq.prepare(fxq.capture(model, X), "x86", "dynamic"))
+    text, expected = str(qdq.graph), qdq(X)
+    packed = []
+
+    def pack(weight):
+        packed.append(weight)
+        if len(packed) % 2 == 0:  # the second of the two
+            raise error
+        return weight
+
+    monkeypatch.setattr(emitters, "pack", pack)
+    for verb in (lambda: fxq.quantize(model, X), lambda: fxq.lower(qdq)):
+        with pytest.raises(
+            fxq.FxQuantError, match=r"no memory is left to pack the weight of linear at down: .* as it was"
+        ):
+            verb()
+    monkeypatch.undo()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        assert tensor is state[name][0]
+        assert torch.equal(tensor, state[name][1])
+    assert str(qdq.graph) == text
+    assert torch.equal(qdq(X), expected)
+    assert sqnr(expected, fxq.lower(qdq)(X)) > 100
+
+
+def test_other_errors_of_an_emitter_stay_what_they_are(monkeypatch):
+    monkeypatch.setattr(emitters, "pack", lambda weight: torch.zeros(2) + torch.zeros(3))
+    if native.available():
+        with pytest.raises(RuntimeError, match="must match the size"):
+            fxq.quantize(Inner().eval(), X)
+
+
+def test_instructions_that_this_cpu_lacks_cannot_be_forced(monkeypatch):
+    if not native.available():
+        pytest.skip("no C++ kernels")
+
+    def use_isa(name):
+        if name:
+            raise RuntimeError(f"fxquant: this CPU has no {name}\nException raised from …")
+        return "avx2"
+
+    native._usable.cache_clear()
+    monkeypatch.setattr(native, "_load", lambda: None)
+    monkeypatch.setattr(native, "use_isa", use_isa)
+    monkeypatch.setenv(isa.VARIABLE, "avx_vnni")
+    with pytest.raises(fxq.ConfigError, match=r"^FXQUANT_ISA = 'avx_vnni': .* this CPU has no avx_vnni$"):
+        fxq.quantize(Inner().eval(), X)
+    monkeypatch.undo()
+    native._usable.cache_clear()
+    monkeypatch.setattr(native, "_load", lambda: None)
+    assert native.available()
+
+
+SPEC = {"dtype": "int8", "granularity": "per-channel", "symmetric": True}
+ODD = {
+    "int32 weights": (
+        {"weight": {"dtype": "int32"}},
+        "int32 is for a bias, whose scale is S_x·S_w, and weight is none",
+    ),
+    "no such axis": ({"weight": {**SPEC, "axis": 2}}, r"axis = 2 is none of weight, which is \[16, 8\]"),
+    "groups": ({"weight": {"granularity": "per-group", "symmetric": True}}, "the weight has to be int8, symmetric"),
+}
+
+
+@pytest.mark.parametrize(("changes", "text"), ODD.values(), ids=ODD)
+def test_schemes_that_no_kernel_can_have_are_reasons_and_no_crash(changes, text):
+    data = {
+        "name": "mine",
+        "kernels": "reference",
+        "spec": {"activation": {"granularity": "per-token", "dynamic": True}, "weight": SPEC, **changes},
+        "op": [{"use": "linear", "kernel": "linear_int8", "x": "activation", "weight": "weight"}],
+    }
+    backend = fxq.backends.read_backend(data, "mine.toml")
+    model = Inner().eval()
+    lowered = fxq.quantize(model, X, backend=backend, recipe=fxq.Recipe())
+    row = next(row for row in fxq.ledger(lowered).rows if row.module_path == "up" and row.family)
+    assert not row.quantized
+    assert re.search(text, row.reason)
+    with torch.no_grad():
+        assert sqnr(model(X), lowered(X)) > 20
+
+
+def test_a_bias_whose_scale_is_not_one_for_each_output_stays_in_float():
+    data = {
+        "name": "mine",
+        "kernels": "reference",
+        "spec": {"activation": {"granularity": "per-channel", "axis": 1}, "weight": SPEC, "bias": {"dtype": "int32"}},
+        "op": [{"use": "linear", "x": "activation", "weight": "weight", "bias": "bias"}],
+    }
+    backend = fxq.backends.read_backend(data, "mine.toml")
+    lowered = fxq.quantize(Inner().eval(), X, backend=backend, recipe=fxq.Recipe(), calibration=[X])
+    assert {"up.bias", "down.bias"} <= set(edit.constants(lowered))
+    assert torch.isfinite(lowered(X)).all()

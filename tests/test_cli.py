@@ -15,6 +15,7 @@ from fxquant.cli import main
 from fxquant.commands import quantize as quantize_command
 from fxquant.errors import ArtifactError
 from fxquant.evaluation.pretrained import load_pretrained
+from fxquant.kernels.devices import DEVICES, Device
 
 
 @pytest.fixture(scope="module")
@@ -202,11 +203,10 @@ def test_compare_of_a_causal_lm_is_by_graph(gpt2, capsys):
     assert name == "step.logits" and 15 < float(decibel) < 60 and float(cosine) > 0.98
 
 
-@pytest.mark.parametrize("name", ["x86", "reference"])
-def test_backend_check_of_a_packaged_file(name, capsys):
-    status, out, _ = run(capsys, "backend", "check", name)
+def test_backend_check_of_a_packaged_file(capsys):
+    status, out, _ = run(capsys, "backend", "check", "x86")
     assert status == 0
-    assert f"{name}.toml is valid" in out
+    assert "x86.toml is valid" in out
     for text in ("linear_gelu", "per-channel along axis 0", "static", "embedding_int8", "one fused float kernel"):
         assert text in out
 
@@ -230,7 +230,7 @@ def test_backend_check_of_a_file(tmp_path, capsys):
     status, out, _ = run(capsys, "backend", "check", path)
     assert status == 0
     assert out.startswith("own: no description")
-    assert "weight = weight" in out
+    assert "weight int8 per-tensor" in out
     assert "takes" not in out
 
 
@@ -241,6 +241,47 @@ def test_backend_check_names_what_is_wrong(tmp_path, capsys):
     assert (status, out) == (1, "")
     assert "own.toml: [[op]] 1 (embeding)" in err
     assert "did you mean 'embedding'" in err
+
+
+def test_backend_check_fails_where_the_file_promises_too_much(tmp_path, capsys):
+    path = tmp_path / "own.toml"
+    path.write_text(OWN + "[kernel.embedding_int8.weight]\nsymmetric = true\n")
+    status, out, err = run(capsys, "backend", "check", path, "--json")
+    assert status == 1
+    assert err.startswith("fxquant: error: ")
+    assert "does not hold on this machine: limits of kernel embedding_int8 allow weight = " in err
+    data = json.loads(out)
+    broken = [row for row in data["limits"] if row["promised"] and not row["holds"]]
+    assert len(broken) == len(data["failures"]) > 1
+    assert all("the weight has to be int8" in row["reason"] for row in broken)
+
+
+def test_backend_schema_is_printed_or_written(tmp_path, capsys):
+    status, out, _ = run(capsys, "backend", "schema")
+    assert status == 0
+    assert json.loads(out)["title"] == "fxquant backend file"
+    path = tmp_path / "backend.schema.json"
+    assert run(capsys, "backend", "schema", "--output", path)[:2] == (0, f"wrote {path}\n")
+    assert json.loads(path.read_text()) == json.loads(out)
+    status, _, err = run(capsys, "backend", "schema", "--output", tmp_path / "no" / "folder.json")
+    assert (status, "folder.json: cannot be written: No such file" in err) == (1, True)
+
+
+def test_verify_certifies_the_integers_of_an_artifact(artifact, capsys):
+    status, out, err = run(capsys, "verify", artifact, "--devices", "--backend", "reference")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[2].split()[:5] == ["reference", "torch,", "any", "device", "equal"]
+
+
+def test_verify_fails_where_integers_differ(artifact, capsys, monkeypatch):
+    wrong = Device("wrong", multiply=lambda q, weight: torch.zeros(len(q), len(weight), dtype=torch.int32))
+    monkeypatch.setitem(DEVICES._entries, "reference", lambda: [wrong])
+    status, out, err = run(capsys, "verify", artifact, "--devices", "--backend", "reference", "--json")
+    assert status == 1
+    assert "does not compute the same integers everywhere: 7 products differ" in err
+    data = json.loads(out)
+    assert data["devices"][0]["status"] == "differs"
+    assert len(data["problems"]) == 7
 
 
 STRICT = """
@@ -278,6 +319,8 @@ ERRORS = {
     "compare-no-artifact": ("compare {model} {model}", "has no manifest.json"),
     "compare-limit": ("compare {model} {artifact} --limit 0", "--limit 0: expected at least 1"),
     "compare-text": ("compare {model} {artifact} --text {tmp}", "is a directory; give a text file"),
+    "verify-no-artifact": ("verify {model} --devices", "has no manifest.json"),
+    "verify-backend": ("verify {artifact} --devices --backend x68", "unknown backend 'x68': did you mean 'x86'"),
     "no-backend-file": ("backend check {tmp}/none.toml", "none.toml: there is no such file"),
 }
 
@@ -335,8 +378,16 @@ def test_a_warning_is_one_line(model, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["quantise"], ["quantize", "model"], ["explain", "m", "--task", "poetry"], ["backend"], ["backend", "check"]],
-    ids=["nothing", "no-such-command", "no-output", "no-such-task", "backend", "no-file"],
+    [
+        [],
+        ["quantise"],
+        ["quantize", "model"],
+        ["explain", "m", "--task", "poetry"],
+        ["backend"],
+        ["backend", "check"],
+        ["verify", "a"],
+    ],
+    ids=["nothing", "no-such-command", "no-output", "no-such-task", "backend", "no-file", "verify what"],
 )
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -361,7 +412,7 @@ def test_module_and_status_of_the_process(tmp_path):
 
 
 def test_a_reader_that_stops_early_is_no_error():
-    command = f"{sys.executable} -m fxquant backend check x86 | head -1"
+    command = f"{sys.executable} -m fxquant backend schema | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("x86: ")
+    assert done.stdout == "{\n"
     assert done.stderr == ""

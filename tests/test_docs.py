@@ -1,6 +1,7 @@
 """The pages under docs/ and the code say the same: tables, layers, links, examples and goldens."""
 
 import re
+from dataclasses import fields
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import fxquant as fxq
 from fxquant.backends import load_backend, packaged_backends, schema
 from fxquant.backends.rules import INNER, LIMITED
 from fxquant.kernels.cpu import isa
+from fxquant.kernels.devices import Device
 from fxquant.kernels.table import KERNEL_SETS
 from fxquant.observers import OBSERVERS
 from fxquant.ops import OPS
@@ -19,6 +21,8 @@ from fxquant.passes.canonicalize import CANONICAL, canonicalize
 from fxquant.passes.claims import UNINTENDED, Reason
 from fxquant.passes.lowering import LOWERING
 from fxquant.recipe import SPEC_FIELDS, Override, Recipe
+from fxquant.verification.backend import check_backend
+from fxquant.verification.tables import limits_tables
 
 DOCS = {page.stem: page for page in PAGES}
 WITH_PYTHON = [page for page in PAGES if page.name != "README.md" and blocks(page, "python")]
@@ -67,6 +71,19 @@ def test_keys_of_backend_files():
     assert names_in_table(page, "limit") == [*LIMITED, INNER]
 
 
+def test_the_backend_file_holds_what_it_promises(tmp_path):
+    write_files(DOCS["backends"], tmp_path)
+    report = check_backend(tmp_path / "mine.toml")
+    assert (report.failures, report.schema) == ((), ())
+    table = limits_tables(report.limits)
+    (shown,) = (text for text in blocks(DOCS["backends"], "text") if text.startswith("linear_int8 x"))
+    assert [line for line in shown.splitlines() if line not in table.splitlines()] == []
+
+
+def test_fields_of_a_device():
+    assert names_in_table(DOCS["kernels"], "field of a device") == [each.name for each in fields(Device)]
+
+
 def test_ops_and_their_roles():
     documented = names_in_table(DOCS["backends"], "op")
     assert set(documented) == {rule.use for name in packaged_backends() for rule in load_backend(name).rules}
@@ -105,9 +122,10 @@ def test_observers_and_their_options():
 def test_kernels_of_each_set():
     rows = [line.split("|") for line in DOCS["kernels"].read_text().splitlines()]
     documented = {(row[1].strip(" `"), row[2].strip(" `")) for row in rows if len(row) == 5 and row[1].strip(" `")}
-    packaged = {(name, kernel) for name in ("reference", "x86") for kernel in KERNEL_SETS[name]}
+    packaged = {(name, kernel) for name in ("reference", "x86", "arm", "cuda") for kernel in KERNEL_SETS[name]}
     assert {each for each in documented if each[0] in KERNEL_SETS} == packaged
-    assert names_in_table(DOCS["kernels"], "instruction set") == [*isa.NATIVE, *isa.TORCH]
+    native = [name for names in isa.PROCESSORS.values() for name in names]
+    assert names_in_table(DOCS["kernels"], "instruction set") == [*native, *isa.TORCH]
     assert {isa.VARIABLE, "FXQUANT_CACHE"} <= set(names_in_table(DOCS["kernels"], "variable"))
 
 

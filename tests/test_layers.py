@@ -15,6 +15,7 @@ LAYERS = [
     ["cli"],
     ["commands"],
     ["integrations"],
+    ["verification"],
     ["evaluation"],
     ["search"],
     ["quantize"],

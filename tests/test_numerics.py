@@ -237,6 +237,32 @@ def test_half_precision_is_rounded_once(dtype):
     assert np.array_equal(numerics.quantize(x, qparams, spec).numpy(), wanted.astype(np.uint8))
 
 
+@settings(deadline=None, max_examples=40)
+@given(hnp.arrays(np.float32, 20, elements=st.floats(-1e6, 1e6, width=32)))
+def test_float8_is_the_nearest_of_its_numbers(values):
+    spec = QuantSpec(dtype="float8_e4m3fn", symmetric=True)
+    x = torch.from_numpy(values)
+    qparams = numerics.choose_qparams(x, spec)
+    bound = float(x.abs().max())
+    assert float(qparams.scale) == (max(np.float32(bound) / np.float32(448), np.float32(2.0**-120)) if bound else 1.0)
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    numbers = codes[codes.isfinite()].unique()
+    ratio = (x / qparams.scale).double().clamp(-448, 448)
+    nearest = (ratio[:, None] - numbers).abs().min(dim=1).values
+    q = numerics.quantize(x, qparams, spec)
+    assert q.dtype is torch.float8_e4m3fn
+    assert torch.equal((q.double() - ratio).abs(), nearest)
+    assert torch.equal(numerics.dequantize(q, qparams), q.float() * qparams.scale)
+
+
+def test_float8_keeps_nan_and_saturates():
+    qparams = QParams(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32))
+    spec = QuantSpec(dtype="float8_e4m3fn", symmetric=True)
+    q = numerics.quantize(torch.tensor([float("nan"), 1e30, -1e30, 449.0]), qparams, spec).float()
+    assert q[0].isnan()
+    assert q[1:].tolist() == [448, -448, 448]
+
+
 def test_saturation_at_both_ends():
     qparams = QParams(torch.tensor(0.5), torch.tensor(10, dtype=torch.int32))
     q = numerics.quantize(torch.tensor([-1e30, -100.0, 0.0, 100.0, 1e30]), qparams, QuantSpec())

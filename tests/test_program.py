@@ -1,6 +1,7 @@
 import pytest
 import torch
-from models import bert, bert_masked_lm, mlp
+from captured import captured
+from models import mlp
 from torch import nn
 
 from fxquant.errors import ConfigError, InputError
@@ -41,8 +42,8 @@ def graphs():
 
 
 def test_forward_adapter_calls_as_the_model_was_called():
-    model, inputs = bert()
-    program = Program({"forward": capture(model, inputs)})
+    model, inputs, graph = captured("bert")
+    program = Program({"forward": graph})
     for found in (program(**inputs), program(*inputs.values())):
         assert type(found) is type(model(**inputs))
         assert torch.equal(found[0], model(**inputs)[0])
@@ -72,8 +73,8 @@ def test_copies_are_not_shared_and_keep_apart_by_name():
 
 
 def test_tied_weight_is_in_the_table_once():
-    model, inputs = bert_masked_lm()
-    tensors = Program({"forward": capture(model, inputs)}).tensors()
+    model, _, graph = captured("bert-masked-lm")
+    tensors = Program({"forward": graph}).tensors()
     pointer = model.get_input_embeddings().weight.data_ptr()
     assert [name for name, t in tensors.items() if t.data_ptr() == pointer] == [
         "bert.embeddings.word_embeddings.weight"
@@ -107,8 +108,8 @@ def test_state_dict_round_trip(graphs):
 
 
 def test_reexport_of_a_program_obeys_the_names_of_arguments():
-    model, inputs = bert()
-    program = Program({"forward": capture(model, inputs)})
+    model, inputs, graph = captured("distilbert")
+    program = Program({"forward": graph})
     swapped = dict(reversed(inputs.items()))
     again = torch.export.export(program, (), swapped, strict=False)
     assert torch.equal(again.module()(**swapped)[0], model(**inputs)[0])

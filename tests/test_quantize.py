@@ -4,6 +4,7 @@ import models
 import pytest
 import torch
 from captured import captured
+from captured import lowered as lowered_model
 
 import fxquant as fxq
 from fxquant.errors import CalibrationError, CaptureError, ConfigError, CoverageError, FxQuantError, InputError
@@ -151,10 +152,10 @@ def test_strict_does_not_wait_for_calibration(mlp):
 
 
 def test_a_long_list_of_missed_ops_is_cut():
-    model, inputs = models.bert()
     recipe = {"base": "dynamic", "spec": {"weight": {"symmetric": False}}}
+    prepared = fxq.prepare(captured("bert")[2], "x86", recipe)
     with pytest.raises(CoverageError, match=r"… and \d+ more\nChange the recipe"):
-        fxq.quantize(model, inputs, recipe=recipe, strict=True)
+        check_coverage(prepared)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_a_call_of_another_kind_is_a_clear_error(mlp, call, text):
     "extra", [{"output_hidden_states": True}, {"return_dict": False}, {"return_dict": True}], ids=str
 )
 def test_outputs_keep_the_structure_of_the_model(extra):
-    model, inputs = models.bert()
+    model, inputs = models.distilbert()
     with torch.no_grad():
         expected = model(**inputs, **extra)
     lowered = fxq.quantize(model, {**inputs, **extra})
@@ -192,8 +193,7 @@ def test_outputs_keep_the_structure_of_the_model(extra):
 
 @pytest.mark.parametrize(("batch", "sequence"), [(1, 1), (1, 64), (7, 3)])
 def test_other_sizes_than_the_example(batch, sequence):
-    model, inputs = models.bert()
-    lowered = fxq.quantize(model, inputs)
+    model, lowered = captured("bert")[0], lowered_model("bert")
     other = models.encoder_inputs(batch, sequence, seed=3)
     with torch.no_grad():
         assert sqnr(model(**other)[0], lowered(**other)[0]) > 30

@@ -21,6 +21,7 @@ from fxquant.spec import FORMATS, QuantSpec
         (QuantSpec(dtype="int4", symmetric=True), -7, 7),
         (QuantSpec(dtype="int4", symmetric=True, range="full"), -8, 7),
         (QuantSpec(dtype="uint4"), 0, 15),
+        (QuantSpec(dtype="float8_e4m3fn", symmetric=True), -448, 448),
     ],
     ids=lambda value: value if isinstance(value, int) else f"{value.dtype}-{value.symmetric}-{value.range}",
 )
@@ -28,7 +29,7 @@ def test_integer_range(spec, low, high):
     assert (spec.qmin, spec.qmax) == (low, high)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if not FORMATS[name].floating])
 def test_format_bounds_are_those_of_its_bits(name):
     found, bits = FORMATS[name], int(name.removeprefix("u").removeprefix("int"))
     signed = not name.startswith("u")
@@ -49,7 +50,7 @@ def test_per_channel_keeps_axis_zero_unless_told():
     [
         (
             {"dtype": "int9"},
-            r"dtype = 'int9' is not known: did you mean 'int8'\? Known: int32, int4, int8, uint4, uint8",
+            r"dtype = 'int9' is not known: did you mean 'int8'\? Known: float8_e4m3fn, int32, int4, int8, uint4, uint8",
         ),
         ({"granularity": "per-row"}, r"granularity = 'per-row' is not known: did you mean 'per-"),
         ({"range": "restrict"}, r"range = 'restrict' is not known: did you mean 'restricted'\?"),
@@ -124,3 +125,10 @@ def test_order_of_options_does_not_matter():
     second = QuantSpec.from_dict({"options": {"b": 2, "a": 1}})
     assert first == second
     assert hash(first) == hash(second)
+
+
+def test_float8_has_no_zero_point():
+    stated, found = torch.finfo(torch.float8_e4m3fn), FORMATS["float8_e4m3fn"]
+    assert (found.minimum, found.maximum, found.signed, found.packed) == (stated.min, stated.max, True, False)
+    with pytest.raises(ConfigError, match="float8_e4m3fn has no zero point: set symmetric = true"):
+        QuantSpec(dtype="float8_e4m3fn")

@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import captured as shared
 import models
 import pytest
 import torch
@@ -17,12 +18,12 @@ from fxquant.stages import recorded_backend, unfused
 
 @pytest.fixture(scope="module")
 def inputs():
-    return models.bert()[1]
+    return shared.captured("bert")[1]
 
 
 @pytest.fixture(scope="module")
 def captured():
-    return fxq.capture(*models.bert())
+    return shared.captured("bert")[2]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def text(gm):
 
 
 def test_every_stage_is_called_as_the_model_was(graphs, inputs):
-    model, _ = models.bert()
+    model, *_ = shared.captured("bert")
     expected = model(**inputs)
     for gm in graphs.values():
         for found in (gm(**inputs), gm(*inputs.values()), gm(**dict(reversed(inputs.items())))):

@@ -18,7 +18,7 @@ from fxquant.spec import QuantSpec
 __all__ = ["Backend", "Limits", "OpRule", "Vocabulary"]
 
 _KEYS = ("name", "description", "kernels", "spec", "recipe", "op", "kernel", "lower")
-_OVERRIDE = "override"  # of a packaged recipe; no spec may have the name
+OVERRIDE = "override"  # of a packaged recipe; no spec may have the name
 Wish = str | Path | dict[str, Any] | Recipe
 
 
@@ -168,7 +168,7 @@ def _specs(data: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, QuantSp
     specs = {}
     for name, fields in tables(data, "spec").items():
         with within(f"[spec.{name}]"):
-            if name == _OVERRIDE:
+            if name == OVERRIDE:
                 raise ConfigError(f"a spec cannot be called {name!r}: a recipe keeps its overrides under that name")
             specs[name] = QuantSpec.from_dict(dict(fields))
             _check_observer(specs[name], vocabulary)
@@ -185,12 +185,12 @@ def _check_observer(spec: QuantSpec | None, vocabulary: Vocabulary) -> None:
 def _recipes(data: Mapping[str, Any]) -> dict[str, Recipe]:
     recipes = {}
     for name, given in tables(data, "recipe").items():
-        specs = {key: value for key, value in given.items() if key != _OVERRIDE}
+        specs = {key: value for key, value in given.items() if key != OVERRIDE}
         for spec, changes in specs.items():
             with within(f"[recipe.{name}.{spec}]"):
                 check_changes(changes)
         with within(f"[recipe.{name}]"):
-            recipes[name] = Recipe(name=name, specs=specs, overrides=given.get(_OVERRIDE, ()))
+            recipes[name] = Recipe(name=name, specs=specs, overrides=given.get(OVERRIDE, ()))
     return recipes
 
 
@@ -198,7 +198,7 @@ def _packaged_form(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe as it stands in a backend file."""
     data = recipe.to_dict()
     form: dict[str, Any] = data["spec"]
-    return form | {_OVERRIDE: data["override"]} if recipe.overrides else form
+    return form | {OVERRIDE: data["override"]} if recipe.overrides else form
 
 
 def _rules(data: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[OpRule, ...]:

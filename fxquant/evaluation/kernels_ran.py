@@ -17,7 +17,7 @@ FLOAT_PRODUCTS = (
 OWN = "fxquant::"
 # An own op with one of these in its name multiplies matrices: by an operator that the trace shows inside it, else by
 # integer code of ours.
-OWN_PRODUCTS = ("linear", "matmul", "conv")
+OWN_PRODUCTS = ("linear", "matmul", "conv", "gemm")
 OWN_FLOAT = "weight_only"  # own products with this in their name multiply floats
 WITHIN = " > "
 # An own op that runs several kernels leaves "op.kernel" for each.

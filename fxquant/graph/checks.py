@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fxquant.errors import CaptureError, InputError
 from fxquant.graph.example import Example, read_example
+from fxquant.graph.place import two_devices
 
 
 def checked_example(model: nn.Module, example_inputs: Any) -> Example:
@@ -15,6 +16,13 @@ def checked_example(model: nn.Module, example_inputs: Any) -> Example:
     example = read_example(model, example_inputs)
     _check_devices(model, example)
     return example
+
+
+def _check_one_device(model: nn.Module) -> None:
+    buffers = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
+    both = two_devices({**dict(model.named_parameters()), **buffers})
+    if both is not None:
+        raise CaptureError(f"the model lies on two devices: {both}; move all of it to one, as by model.to('cpu')")
 
 
 def _check_devices(model: nn.Module, example: Example) -> None:
@@ -32,6 +40,7 @@ def _check_model(model: nn.Module) -> None:
         raise CaptureError(f"capture takes a torch.nn.Module, not a {type(model).__name__}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise CaptureError("the model is of TorchScript, whose code cannot be captured: give the module it was made of")
+    _check_one_device(model)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise CaptureError(f"parameter {name!r} is on the meta device and has no values: load the weights first")

@@ -21,7 +21,8 @@ def activation_of(site: Site) -> str:
     return ACTIVATIONS[site.op]
 
 
-def _bias(site: Site) -> fx.Node | None:
+def bias_of(site: Site) -> fx.Node | None:
+    """Return the bias of a linear, as integers where it is quantized; None where there is none."""
     bias = site.operands.get("bias")
     return (bias.quantized or bias.value) if bias else None
 
@@ -35,6 +36,7 @@ def refusal(site: Site) -> str | None:
         or not weight.symmetric
         or weight.dynamic
         or weight.axis not in (None, 0, -2)
+        or weight.group_size is not None
     ):
         return "the weight has to be int8, symmetric, static, and per-tensor or per-channel along axis 0"
     if x is not None and x.spec is not None and x.spec.granularity == "per-channel":
@@ -42,7 +44,8 @@ def refusal(site: Site) -> str | None:
     return None
 
 
-def _integers(operand: Operand) -> tuple[fx.Node, fx.Node]:
+def integers_of(operand: Operand) -> tuple[fx.Node, fx.Node]:
+    """Return the integers and the scale of a quantized operand."""
     assert operand.quantized is not None and operand.scale is not None, "a claimed weight is quantized"
     return operand.quantized, operand.scale
 
@@ -60,8 +63,8 @@ def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitte
         refused = refusal(site)
         if refused is not None:
             return refused
-        x, (weight, weight_scale) = site.read("x"), _integers(site.read("weight"))
-        tail = (_bias(site), site.float_value("residual"), activation_of(site))
+        x, (weight, weight_scale) = site.read("x"), integers_of(site.read("weight"))
+        tail = (bias_of(site), site.float_value("residual"), activation_of(site))
         if x.quantized is None or x.spec is None:
             if site.requantize is not None:
                 return UNQUANTIZED
@@ -76,6 +79,38 @@ def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitte
     return emit
 
 
+def fp8_refusal(site: Site) -> str | None:
+    """Return why a kernel of float8 products cannot take a site's operands, whatever its backend file allows."""
+    x, weight = site.read("x"), site.read("weight").spec
+    if x.quantized is None or x.spec is None or not x.spec.format.floating or x.spec.granularity == "per-channel":
+        return "the activations have to be float8, per-tensor or per-token"
+    if weight is None or not weight.format.floating or weight.dynamic or weight.axis not in (None, 0, -2):
+        return "the weight has to be float8, static, and per-tensor or per-channel along axis 0"
+    if weight.group_size is not None:
+        return "the weight has to have one scale a tensor or a channel"
+    return UNQUANTIZED if site.requantize is not None else None
+
+
+def fp8_emitter(op: Any) -> Emitter:
+    """Return the emitter of a linear of float8 activations and weights."""
+
+    def emit(site: Site) -> fx.Node | str:
+        refused = fp8_refusal(site)
+        if refused is not None:
+            return refused
+        x = site.read("x")
+        tail = (bias_of(site), site.float_value("residual"), activation_of(site), result_dtype(site))
+        return site.emit(op, x.quantized, x.scale, *integers_of(site.read("weight")), *tail)
+
+    return emit
+
+
+def result_dtype(site: Site) -> torch.dtype:
+    """Return the dtype of what a site computes; float32 where it is not known."""
+    known = edit.info(site.anchor)
+    return known.dtype if known else torch.float32
+
+
 def weight_only_refusal(site: Site) -> str | None:
     """Return why a kernel of float activations cannot take a site's weight, whatever its backend file allows."""
     spec = site.read("weight").spec
@@ -83,7 +118,8 @@ def weight_only_refusal(site: Site) -> str | None:
         return "the activations have to stay in float"
     if site.requantize is not None:
         return UNQUANTIZED
-    if spec is None or spec.format.torch_dtype is torch.int32 or spec.dynamic or spec.axis not in (None, 0, -2):
+    wide = spec is None or spec.format.floating or spec.format.torch_dtype is torch.int32
+    if wide or spec is None or spec.dynamic or spec.axis not in (None, 0, -2):
         return "the weight has to have 8 or 4 bits, static, and one scale a tensor, a channel of axis 0 or a group"
     return None
 
@@ -102,7 +138,7 @@ def weight_only_emitter(op: Any) -> Emitter:
             return refused
         weight = site.read("weight")
         assert weight.quantized is not None and weight.spec is not None, "a claimed weight is quantized"
-        tail = (_bias(site), site.float_value("residual"), activation_of(site))
+        tail = (bias_of(site), site.float_value("residual"), activation_of(site))
         values = (stored(weight.quantized), weight.scale, weight.zero_point)
         return site.emit(op, site.read("x").value, *values, *tail, weight.spec.dtype, weight.spec.group_size)
 
@@ -116,7 +152,7 @@ def grouped_emitter(static: Any, weight_only: Any) -> Emitter:
         refused = refusal(site)
         if refused is not None:
             return refused
-        x, weight, offsets = site.read("x"), _integers(site.read("weight")), site.read("offsets").value
+        x, weight, offsets = site.read("x"), integers_of(site.read("weight")), site.read("offsets").value
         if x.quantized is None:
             return site.emit(weight_only, x.value, *weight, offsets)
         return site.emit(static, x.quantized, x.scale, x.zero_point, *weight, offsets)
@@ -131,7 +167,7 @@ def embedding_emitter(op: Any) -> Emitter:
         refused = refusal(site)
         if refused is not None:
             return refused
-        return site.emit(op, *_integers(site.read("weight")), site.read("indices").value)
+        return site.emit(op, *integers_of(site.read("weight")), site.read("indices").value)
 
     return emit
 

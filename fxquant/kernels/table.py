@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
-from fxquant.errors import ConfigError, suggest
+from fxquant.errors import ConfigError, FxQuantError, suggest
 from fxquant.kernels.site import Site
 from fxquant.registry import Registry
 
@@ -29,6 +30,10 @@ class Kernel:
 KERNEL_SETS: dict[str, Registry[Kernel]] = {}
 # What a set does with the static quantizations that no kernel took over.
 QUANTIZERS: dict[str, Emitter] = {}
+# The kinds of device that a set's kernels run on; one that is not named runs anywhere.
+DEVICES: dict[str, tuple[str, ...]] = {}
+# Whether a set has kernels here for what passes put in the place of several ops; others have those of the C++ core.
+FUSES: dict[str, Callable[[], bool]] = {}
 
 
 def emitter(
@@ -49,6 +54,17 @@ def kernels(kernel_set: str) -> Registry[Kernel]:
     if kernel_set not in KERNEL_SETS:
         raise ConfigError(f"unknown kernel set {kernel_set!r}: {suggest(kernel_set, KERNEL_SETS)}")
     return KERNEL_SETS[kernel_set]
+
+
+def check_device(kernel_set: str, device: torch.device) -> None:
+    """Raise `FxQuantError` where a kernel set has no kernels for a device; says which sets have."""
+    known = DEVICES.get(kernel_set, (device.type,))
+    if device.type not in known:
+        others = sorted(name for name in KERNEL_SETS if device.type in DEVICES.get(name, (device.type,)))
+        raise FxQuantError(
+            f"the kernels {kernel_set!r} run on {' and '.join(known)}; the graph's tensors are on {device}. Move the "
+            f"graph with .to({known[0]!r}), or lower it for a backend with the kernels {' or '.join(others)}"
+        )
 
 
 def kernel_names(kernel_set: str) -> tuple[str, ...]:

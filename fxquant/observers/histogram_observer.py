@@ -51,7 +51,7 @@ class HistogramObserver(Observer):
     def __init__(self, spec: QuantSpec) -> None:
         super().__init__(spec)
         if spec.qmax - spec.qmin > 255:
-            raise ConfigError(f"observer 'histogram' serves formats of up to 8 bits, not {spec.dtype}: use 'minmax'")
+            raise ConfigError(f"observer 'histogram' serves integers of up to 8 bits, not {spec.dtype}: use 'minmax'")
         if self.options["method"] != "percentile" and any(name == "percentile" for name, _ in spec.options):
             raise ConfigError("observer 'histogram': percentile has a meaning beside method = 'percentile' only")
         self.register_buffer("counts", torch.zeros(0, self.options["bins"], dtype=torch.int64))

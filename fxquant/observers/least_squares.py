@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fxquant.errors import ConfigError
 from fxquant.numerics import SMALLEST_SCALE, as_groups, as_rows, qparams_from_range
 from fxquant.observers.base import OBSERVERS, Observation, ObservationError, Observer
 from fxquant.spec import QParams, QuantSpec
@@ -41,6 +42,8 @@ class LeastSquares(Observer):
 
     def __init__(self, spec: QuantSpec) -> None:
         super().__init__(spec)
+        if spec.format.floating:
+            raise ConfigError(f"observer 'least_squares' serves integers, not {spec.dtype}: use 'minmax'")
         self.register_buffer("scale", torch.empty(0))
         self.register_buffer("zero_point", torch.empty(0, dtype=torch.int32))
 

@@ -8,6 +8,7 @@ from torch import fx
 
 from fxquant.graph.edit import info, is_constant
 from fxquant.graph.pattern import Match, Mismatch, Pattern
+from fxquant.ops.vectors import Example
 from fxquant.registry import Registry
 
 Guard = Callable[[Match], str | None]
@@ -17,12 +18,14 @@ Guard = Callable[[Match], str | None]
 class QuantOp:
     """A quantizable op or fusion.
 
-    `roles` are the tensors that a rule may give a spec to: the pattern's parameters and "output".
+    `roles` are the tensors that a rule may give a spec to: the pattern's parameters and "output". `example` gives
+    values for them, with which rules and kernels are tried.
     """
 
     name: str
     pattern: Pattern
     guard: Guard | None
+    example: Example | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -40,12 +43,17 @@ class QuantOp:
 OPS: Registry[QuantOp] = Registry("op")
 
 
-def quant_op(*, guard: Guard | None = None) -> Callable[[Callable[..., object]], QuantOp]:
-    """Return a decorator that registers a pattern function as the quantizable op of its name."""
+def quant_op(
+    *, guard: Guard | None = None, example: Example | None = None
+) -> Callable[[Callable[..., object]], QuantOp]:
+    """Return a decorator that registers a pattern function as the quantizable op of its name.
+
+    Without an `example`, `fxquant backend check` cannot try rules for the op.
+    """
 
     def register(function: Callable[..., object]) -> QuantOp:
         pattern = Pattern.of(function)
-        return OPS.add(pattern.name, QuantOp(pattern.name, pattern, guard))
+        return OPS.add(pattern.name, QuantOp(pattern.name, pattern, guard, example))
 
     return register
 

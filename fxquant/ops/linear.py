@@ -1,5 +1,6 @@
 """Fully connected layers, y = x·Wᵀ + b, and what is fused behind them. Roles: x […, K], weight [N, K], bias [N]."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from fxquant.graph.edit import info
 from fxquant.graph.pattern import Match
 from fxquant.ops.base import output_keeps_shape, quant_op, reads_float32, weight_is_parameter
+from fxquant.ops.vectors import Sizes, Vector, normal
 
 aten = torch.ops.aten
 
@@ -27,31 +29,45 @@ def _bias_is_a_vector(match: Match) -> str | None:
     return None
 
 
-@quant_op(guard=_fits)
+def _example(size: Sizes) -> Vector:
+    parameters = {"weight": normal(size.columns, size.inner), "bias": normal(size.columns)}
+    return Vector({"x": normal(size.rows, size.inner)}, parameters)
+
+
+def _gelu_example(size: Sizes) -> Vector:
+    return replace(_example(size), literals={"approximate": "none"})
+
+
+def _residual_example(size: Sizes) -> Vector:
+    plain = _example(size)
+    return replace(plain, inputs={**plain.inputs, "residual": normal(size.rows, size.columns)})
+
+
+@quant_op(guard=_fits, example=_example)
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """y = x·Wᵀ + b."""
     return aten.linear.default(x, weight, bias)
 
 
-@quant_op(guard=_fits)
+@quant_op(guard=_fits, example=_example)
 def linear_relu(x: Any, weight: Any, bias: Any = None) -> Any:
     """y = max(x·Wᵀ + b, 0)."""
     return aten.relu.default(aten.linear.default(x, weight, bias))
 
 
-@quant_op(guard=_fits)
+@quant_op(guard=_fits, example=_gelu_example)
 def linear_gelu(x: Any, weight: Any, bias: Any = None, *, approximate: str) -> Any:
     """y = gelu(x·Wᵀ + b), exact or with the tanh approximation."""
     return aten.gelu.default(aten.linear.default(x, weight, bias), approximate=approximate)
 
 
-@quant_op(guard=_fits)
+@quant_op(guard=_fits, example=_example)
 def linear_silu(x: Any, weight: Any, bias: Any = None) -> Any:
     """y = silu(x·Wᵀ + b)."""
     return aten.silu.default(aten.linear.default(x, weight, bias))
 
 
-@quant_op(guard=_residual_fits)
+@quant_op(guard=_residual_fits, example=_residual_example)
 def linear_add(x: Any, weight: Any, residual: Any, bias: Any = None) -> Any:
     """y = x·Wᵀ + b + residual."""
     return aten.add.Tensor(aten.linear.default(x, weight, bias), residual)

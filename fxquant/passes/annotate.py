@@ -1,6 +1,6 @@
 """Match once: write on every node the rule that claims it, or the reason why none does."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -109,8 +109,7 @@ class Annotate:
         specs = {role: spec for role, spec in wanted.items() if spec is not None}
         if "output" in specs and specs["output"].dynamic:
             del specs["output"]  # a kernel requantizes with a scale that is known ahead of time
-        unscaled = any(role not in specs or specs[role].dynamic or specs[role].group_size for role in ("x", "weight"))
-        if "bias" in specs and (unscaled or read_constant(match.values["bias"]) is None):
+        if "bias" in specs and (not _scales_a_bias(specs) or read_constant(match.values["bias"]) is None):
             del specs["bias"]  # an integer bias needs both scales, and its values, ahead of time
         if not set(specs) - {"output"} or ("weight" in rule.roles and "weight" not in specs):
             text = f"the recipe leaves the weight and inputs of {op.name} in float"
@@ -125,8 +124,12 @@ class Annotate:
         depth = op.pattern.size + 2
         if not floating(known) and self.recipe is not None:
             return _Refusal(depth, Reason.GUARD, f"nearest pattern {op.name}: {role} is no floating-point tensor")
+        if spec.axis is not None and known and not -len(known.shape) <= spec.axis < len(known.shape):
+            return _Refusal(depth, Reason.LIMIT, f"axis = {spec.axis} is none of {role}, which is {list(known.shape)}")
         if spec.group_size is not None and read_constant(value) is None:
             return _Refusal(depth, Reason.LIMIT, f"scales per group are those of constants, and {role} is none")
+        if spec.dtype == "int32" and role != "bias":
+            return _Refusal(depth, Reason.LIMIT, f"int32 is for a bias, whose scale is S_x·S_w, and {role} is none")
         text = self.backend.refusal(rule, role, spec, known.shape if known else None)
         return _Refusal(depth, Reason.LIMIT, text) if text is not None else None
 
@@ -160,6 +163,14 @@ _CASTS = {
     torch.ops.aten.to.device,
     torch.ops.aten._to_copy.default,
 }
+
+
+def _scales_a_bias(specs: Mapping[str, QuantSpec]) -> bool:
+    """Say whether S_x·S_w is known ahead of time and is one scale for all outputs, or one for each."""
+    x, weight = specs.get("x"), specs.get("weight")
+    if x is None or weight is None or x.dynamic or weight.dynamic or specs["bias"].group_size is not None:
+        return False
+    return x.granularity == "per-tensor" and weight.group_size is None and weight.axis in (None, 0)
 
 
 def _note(refusals: dict[fx.Node, _Refusal], nodes: Iterable[fx.Node], refusal: _Refusal) -> None:

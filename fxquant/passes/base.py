@@ -45,13 +45,22 @@ class Pipeline:
                 raise ConfigError(f"pass {each.name!r} must come after {late[0]!r}; the order given is {names}")
 
     def run(self, gm: fx.GraphModule, watch: Callable[[str, fx.GraphModule], None] | None = None) -> fx.GraphModule:
-        """Apply every pass to `gm` in place; lint and recompile, and call `watch(name, gm)`, after each."""
+        """Apply every pass to `gm` in place, lint after each, and recompile at the end.
+
+        `watch(name, gm)` is called after each pass, with the graph compiled.
+        """
+        stale = False
         for each in self.passes:
             count = each.apply(gm)
             if count:
                 gm.graph.lint()
-                gm.recompile()
+                stale = True
             log.info("%s: %d changes", each.name, count)
             if watch is not None:
+                if stale:
+                    gm.recompile()
+                    stale = False
                 watch(each.name, gm)
+        if stale:
+            gm.recompile()
         return gm

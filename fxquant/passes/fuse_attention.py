@@ -17,6 +17,7 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.kernels.cpu import native
+from fxquant.kernels.table import FUSES
 from fxquant.passes.attention_heads import Heads, flat, hand_on, mask_of, read_heads, rows_of
 from fxquant.passes.attention_spelling import Spelled, spelled
 from fxquant.passes.claims import hand_over
@@ -28,7 +29,8 @@ ATTENTION = torch.ops.fxquant.attention.default
 class FuseAttention:
     """Replace attention in float32 by the kernel, and drop the views and transposes around it.
 
-    What cannot be replaced keeps its reason in `fallback`. Where the C++ kernels cannot be had, all stays as it is.
+    What cannot be replaced keeps its reason in `fallback`. Where the kernel set that the graph is lowered for has no
+    kernel of attention here, as without the C++ core, all stays as it is.
     """
 
     name: ClassVar[str] = "fuse_attention"
@@ -37,7 +39,8 @@ class FuseAttention:
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many attentions became the kernel."""
         count = 0
-        for attention in spelled(gm) if native.available() else ():
+        available = FUSES.get(edit.marks(gm).get("kernels", ""), native.available)
+        for attention in spelled(gm) if available() else ():
             heads = read_heads(attention)
             if isinstance(heads, str):
                 edit.mark(attention.result, fallback=f"kernel attention: {heads}")

@@ -7,10 +7,12 @@ import torch
 from torch import fx
 
 from fxquant.backends.schema import Backend
+from fxquant.errors import FxQuantError, first_line
 from fxquant.graph import edit
 from fxquant.graph.edit import mark, marks
 from fxquant.kernels.site import Operand, Requantize, Site
-from fxquant.kernels.table import QUANTIZERS, Emitter, kernels
+from fxquant.kernels.table import QUANTIZERS, Emitter, Kernel, kernels
+from fxquant.memory import is_out_of_memory
 from fxquant.passes.claims import ClaimedSite, claimed_sites
 from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, DEQUANTIZE_GROUPS, QUANTIZE
 from fxquant.spec import QuantSpec
@@ -36,7 +38,7 @@ class Lower:
             if claimed.claim.kernel is None:
                 continue
             site = _site(gm, claimed)
-            new = table[claimed.claim.kernel].emit(site)
+            new = _emitted(table[claimed.claim.kernel], site, claimed)
             if isinstance(new, str):
                 mark(claimed.anchor, fallback=f"kernel {claimed.claim.kernel}: {new}")
                 continue
@@ -44,8 +46,21 @@ class Lower:
             count += 1
         if self.backend.kernels in QUANTIZERS:
             _lower_quantize(gm, QUANTIZERS[self.backend.kernels])
+        edit.mark(gm, kernels=self.backend.kernels)
         edit.sweep(gm)
         return count
+
+
+def _emitted(kernel: Kernel, site: Site, claimed: ClaimedSite) -> fx.Node | str:
+    """Return what a kernel's emitter gives; that there is no memory to pack a weight in is told as such."""
+    try:
+        return kernel.emit(site)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        place = f"{claimed.claim.op} at {claimed.claim.path or 'the top'}"
+        text = "the graph that was given is as it was; free memory, or lower a smaller part of the model"
+        raise FxQuantError(f"no memory is left to pack the weight of {place}: {first_line(error)}; {text}") from error
 
 
 def _lower_quantize(gm: fx.GraphModule, emit: Emitter) -> None:

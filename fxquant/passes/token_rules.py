@@ -140,7 +140,14 @@ def _expand(node: fx.Node, axis: int) -> Uses | None:
 
 def _item(node: fx.Node, axis: int) -> Uses | None:
     source = node.args[0]
-    return (Use(source, axis),) if isinstance(source, fx.Node) and RULES.get(source.target) is _SPLIT else None
+    several = isinstance(source, fx.Node) and RULES.get(source.target) in (_SPLIT, _quantized_rows)
+    return (Use(source, axis),) if several else None  # type: ignore[arg-type]
+
+
+def _quantized_rows(node: fx.Node, axis: int) -> Uses | None:
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    return (Use(x, axis),) if axis < rank(x) - 1 else None
 
 
 _LINEAR = _rows("x", "input", "residual", "x_scale", "x_zero_point")
@@ -154,6 +161,8 @@ RULES: dict[Any, Rule] = {
     ops.x86_linear_weight_int8.default: _LINEAR,
     ops.packed_linear_weight_only.default: _LINEAR,
     ops.linear_weight_only.default: _LINEAR,
+    ops.int8_gemm.default: _LINEAR,
+    ops.quantize_rows.default: _quantized_rows,
     aten.linear.default: _LINEAR,
     ops.rows_embedding_int8.default: _lookup,
     ops.x86_embedding_int8.default: _lookup,

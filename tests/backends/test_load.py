@@ -9,7 +9,7 @@ from fxquant.errors import ConfigError
 from fxquant.ops import OPS
 from fxquant.spec import QuantSpec
 
-PACKAGED = ["reference", "x86"]
+PACKAGED = ["arm", "cuda", "reference", "x86"]
 MINE = """
 name = "mine"
 kernels = "reference"
@@ -31,8 +31,8 @@ def mine(tmp_path):
 
 
 def integer_rules(backend):
-    """All but the second rules of the linears, for float activations, which come after those they make way for."""
-    return [rule for rule in backend.rules if rule.kernel != "linear_weight_only"]
+    """All but the later rules of the linears, for float8 and for float activations, behind those they make way for."""
+    return [rule for rule in backend.rules if rule.kernel not in ("linear_fp8", "linear_weight_only")]
 
 
 def test_packaged_names():
@@ -43,8 +43,15 @@ def test_packaged_names():
 def test_a_packaged_backend_loads_by_name(name):
     backend = load_backend(name)
     assert (backend.name, backend.source) == (name, f"{name}.toml")
-    assert set(backend.recipes) == {"dynamic", "static", "weight-only", "weight-only-int4"}
+    more = {"x86": set(), "arm": {"dynamic-per-tensor"}}.get(name, {"fp8"})
+    assert set(backend.recipes) == {"dynamic", "static", "weight-only", "weight-only-int4"} | more
     assert read_backend(backend.to_dict(), "stored") == backend
+
+
+@pytest.mark.parametrize("recipe", ["weight-only", "weight-only-int4"])
+def test_weights_alone_are_quantized_alike_by_all_backends(recipe):
+    first, *others = (load_backend(name).recipes[recipe] for name in PACKAGED)
+    assert all((other.specs, other.overrides) == (first.specs, first.overrides) for other in others)
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -94,6 +101,17 @@ def test_weight_only_kernels_take_float_activations_alone(name, recipe, granted)
         texts = [backend.refusal(rule, role, spec, (8, 8)) for role, spec in specs.items() if spec is not None]
         assert (texts == [None]) is granted
         assert granted or "linear_weight_only takes x.dtype = float, the recipe asks for" in str(texts[0])
+
+
+@pytest.mark.parametrize("name", ["reference", "cuda"])
+def test_float8_kernels_take_the_recipe_fp8_alone(name):
+    backend = load_backend(name)
+    rules = [rule for rule in backend.rules if rule.kernel == "linear_fp8"]
+    assert {rule.use for rule in rules} == {use for use in OPS if use.startswith("linear")}
+    for recipe, granted in (("fp8", True), ("dynamic", False), ("static", False)):
+        for rule in rules:
+            specs = {role: backend.spec(rule, role, backend.recipe(recipe), "", rule.use) for role in rule.roles}
+            assert all((backend.refusal(rule, *each, (8, 8)) is None) is granted for each in specs.items())
 
 
 def test_the_reference_asks_for_integer_biases_and_x86_does_not():

@@ -135,21 +135,17 @@ void programs(const Isa& isa, int64_t rows, int64_t n, int64_t k) {
 }  // namespace
 
 int main() {
-  for (const char* name : {"avx512_bf16", "avx512_vnni", "avx_vnni", "avx2"}) {
-    if (!use(name)) {
-      std::printf("%s: this CPU has it not\n", name);
-      continue;
-    }
+  for (const Isa* isa : instruction_sets()) {
     for (const int64_t rows : {1, 2, 5, 6, 7, 13})
       for (const int64_t n : {1, 63, 64, 65, 130})
-        for (const int64_t k : {1, 3, 4, 17, 64, 100}) linears(*isa(), rows, n, k), programs(*isa(), rows, n, k);
+        for (const int64_t k : {1, 3, 4, 17, 64, 100}) linears(*isa, rows, n, k), programs(*isa, rows, n, k);
     for (const int64_t queries : {1, 5, 17, 70})
       for (const int64_t keys : {1, 15, 33, 100})
         for (const int64_t d : {1, 7, 32, 65})
           for (const int how : {0, 1, 2}) {
-            attentions<float>(*isa(), queries, keys, d, how == 1, how == 2);
-            attentions<Half>(*isa(), queries, keys, d, how == 1, how == 2);
+            attentions<float>(*isa, queries, keys, d, how == 1, how == 2);
+            attentions<Half>(*isa, queries, keys, d, how == 1, how == 2);
           }
-    std::printf("%s: clean\n", name);
+    std::printf("%s: clean\n", isa->name);
   }
 }

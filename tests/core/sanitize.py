@@ -12,9 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fxquant.kernels.cpu.isa import micro_kernels
+
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "fxquant" / "kernels"
-FOLDERS = [KERNELS / "cpu" / "csrc", KERNELS / "x86" / "csrc"]
+FOLDERS = [KERNELS / "cpu" / "csrc", KERNELS / str(micro_kernels()) / "csrc"]
 FLAGS = ["-std=c++20", "-O2", "-g", "-Wno-psabi", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 
 

@@ -5,7 +5,7 @@ import captured
 import pytest
 import torch
 from generative import seq2seq_inputs
-from models import MLP, bert, encoder_inputs, mlp
+from models import MLP, encoder_inputs, mlp
 from torch import nn
 
 import fxquant as fxq
@@ -117,12 +117,11 @@ def test_quantization_error_against_a_simulation_by_hand():
 @pytest.fixture(scope="module")
 def static_bert():
     """The stages of BERT under the static recipe, by name."""
-    model, inputs = bert()
-    captured = fxq.capture(model, inputs)
-    prepared = fxq.prepare(captured, "x86", "static")
+    graph = captured.captured("bert")[2]
+    prepared = fxq.prepare(graph, "x86", "static")
     fxq.calibrate(prepared, [encoder_inputs(seed=seed) for seed in range(3)])
     converted = fxq.convert(prepared)
-    return {"captured": captured, "prepared": prepared, "converted": converted, "lowered": fxq.lower(converted)}
+    return {"captured": graph, "prepared": prepared, "converted": converted, "lowered": fxq.lower(converted)}
 
 
 def test_names_of_a_captured_graph_are_those_of_its_quantized_forms(static_bert):
@@ -137,8 +136,8 @@ def test_canonical_names_are_the_same_each_time():
     def names(graph):
         return [node.name for node in canonicalize(graph).graph.nodes]
 
-    model, inputs = bert()
-    assert names(fxq.capture(model, inputs)) == names(fxq.capture(model, inputs))
+    model, inputs, graph = captured.captured("bert")
+    assert names(fxq.capture(model, inputs)) == names(graph)
 
 
 def test_a_kernel_that_requantizes_is_compared_in_float(static_bert):

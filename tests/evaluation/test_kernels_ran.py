@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
-from models import bert
+from captured import captured, lowered
 from torch.nn import functional
 
 import fxquant as fxq
@@ -49,8 +49,8 @@ def test_a_product_inside_an_own_op_is_counted_apart():
 
 @pytest.fixture(scope="module")
 def lowered_bert():
-    model, inputs = bert()
-    return model, fxq.quantize(model, inputs, backend="x86", recipe="dynamic"), inputs
+    model, inputs, _ = captured("bert")
+    return model, lowered("bert"), inputs
 
 
 def test_every_linear_of_a_lowered_model_leaves_a_trace(lowered_bert):
@@ -96,8 +96,7 @@ def test_a_weight_only_linear_multiplies_floats():
 def test_every_weight_only_linear_leaves_a_trace(recipe):
     if not native.available():
         pytest.skip("without compiled kernels torch multiplies dequantized weights")
-    model, inputs = bert()
-    graph = fxq.quantize(model, inputs, backend="x86", recipe=recipe)
+    inputs, graph = captured("bert")[1], lowered("bert", recipe)
     ran = kernels_that_ran(lambda: graph(**inputs))
     rows = [row for row in fxq.ledger(graph).rows if row.family == "linear"]
     assert all(row.kernel.endswith("packed_linear_weight_only") for row in rows)

@@ -4,6 +4,7 @@ import json
 import models
 import pytest
 import torch
+from captured import captured
 from torch import nn
 
 from fxquant.errors import ArtifactError
@@ -41,8 +42,7 @@ def node(data, op):
 
 @pytest.mark.parametrize("name", ["bert-classifier", "t5", "convnet"])
 def test_a_captured_model_survives(name):
-    model, inputs = models.EVERY[name]()
-    gm = capture(model, inputs)
+    _, inputs, gm = captured(name)
     back = through_json(gm)
     for left, right in zip(leaves(gm(**inputs)), leaves(back(**inputs)), strict=True):
         assert torch.equal(left, right)

@@ -2,9 +2,10 @@ import copy
 import inspect
 import json
 
+import captured as shared
 import pytest
 import torch
-from models import bert, encoder_inputs, gpt2, t5
+from models import encoder_inputs
 from torch import nn
 
 from fxquant.errors import ArtifactError, InputError
@@ -159,8 +160,7 @@ def test_no_signature_is_an_artifact_error():
 
 @pytest.fixture(scope="module")
 def captured():
-    model, inputs = bert()
-    return model, inputs, capture(model, inputs)
+    return shared.captured("bert")
 
 
 def test_python_sees_the_parameters_of_the_model(captured):
@@ -178,8 +178,7 @@ def test_deepcopy_recompile_and_code(captured):
 
 
 def test_interpreter_runs_the_graph():
-    model, inputs = gpt2()  # attention_mask is not the second parameter of its forward
-    gm = capture(model, inputs)
+    model, inputs, gm = shared.captured("gpt2")  # attention_mask is not the second parameter of its forward
     output = torch.fx.Interpreter(gm).run(*inputs.values())
     assert type(output) is type(model(**inputs))
     assert torch.equal(output.logits, gm(**inputs).logits)
@@ -196,8 +195,7 @@ def test_reexport_with_dynamic_sizes(captured, strict):
 
 
 def test_compiles_as_one_graph_for_all_sizes():
-    model, inputs = t5()
-    gm = capture(model, inputs)
+    _, inputs, gm = shared.captured("t5")
     seen = []
     compiled = torch.compile(gm, fullgraph=True, dynamic=True, backend=lambda graph, _: seen.append(graph) or graph)
     for rows in (2, 3):

@@ -44,7 +44,7 @@ def test_a_rule_is_checked_when_its_file_is_read(tmp_path):
         fxq.load_backend(path)
 
 
-@pytest.mark.parametrize("kernel_set", ["reference", "x86"])
+@pytest.mark.parametrize("kernel_set", ["arm", "cuda", "reference", "x86"])
 def test_a_kernel_refuses_what_its_file_forgot_to_limit(tmp_path, kernel_set):
     """An affine weight would lose its zero point: the op stays in the Q/DQ form, and the ledger says why."""
     path = tmp_path / "mine.toml"

@@ -49,7 +49,11 @@ def same(left, right):
             {"name": "histogram", "options": [("percentile", 99)]},
             r"percentile has a meaning beside method = 'percentile'",
         ),
-        ({"name": "histogram", "dtype": "int32"}, r"formats of up to 8 bits, not int32: use 'minmax'"),
+        (
+            {"name": "histogram", "dtype": "float8_e4m3fn", "symmetric": True},
+            r"up to 8 bits, not float8_e4m3fn",
+        ),
+        ({"name": "histogram", "dtype": "int32"}, r"integers of up to 8 bits, not int32: use 'minmax'"),
         ({"name": "moving_average", "options": [("averaging_constant", 0)]}, r"averaging_constant = 0: expected a num"),
         (
             {"name": "histogram", "granularity": "per-token", "dynamic": True},

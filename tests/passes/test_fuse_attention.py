@@ -133,12 +133,12 @@ def listing(*passes):
 @pytest.mark.parametrize("together", [False, True], ids=["merged linears", "one linear"])
 def test_columns_of_one_tensor_are_read_as_they_are(together):
     backend = listing("merge_linears", "fuse_attention")
-    lowered = fxq.quantize(Block(together=together).eval(), (X,), backend=backend)
-    (node,) = nodes(lowered, ATTENTION)
+    gm = fxq.quantize(Block(together=together).eval(), (X,), backend=backend)
+    (node,) = nodes(gm, ATTENTION)
     assert "linear" in str(node.args[0].target)
     assert node.args[1:3] == (None, None)
     assert edit.info(node.args[0]).shape == (2, 5, 192)
-    assert not nodes(lowered, aten.slice.Tensor)
+    assert not nodes(gm, aten.slice.Tensor)
 
 
 def test_columns_in_another_order_are_read_as_three():
@@ -275,25 +275,26 @@ def test_near_miss(case):
     assert not nodes(after, ATTENTION)
 
 
-def eager(model_class, config_class, **changes):
-    config = config_class(**models._ENCODER, **changes)
+@cache
+def eager(name, layers=1):
+    """Return a model whose attention is spelled out, its inputs, and its graphs as from `graphs`."""
+    config = getattr(transformers, f"{name}Config")(**models._ENCODER | {"num_hidden_layers": layers})
     config._attn_implementation = "eager"
-    return models._random(model_class, config), models.encoder_inputs()
+    model, inputs = models._random(getattr(transformers, f"{name}Model"), config), models.encoder_inputs()
+    return model, inputs, *graphs(model, inputs)
 
 
-@pytest.mark.parametrize("name", ["Bert", "MPNet", "DebertaV2"])
-def test_products_around_a_softmax(name):
-    model, inputs = eager(getattr(transformers, f"{name}Model"), getattr(transformers, f"{name}Config"))
-    before, after = graphs(model, inputs)
-    assert len(nodes(before, SDPA)) == len(nodes(after, ATTENTION)) == 2
+@pytest.mark.parametrize(("name", "layers"), [("Bert", 1), ("MPNet", 2), ("DebertaV2", 1)])
+def test_products_around_a_softmax(name, layers):
+    model, inputs, before, after = eager(name, layers)
+    assert len(nodes(before, SDPA)) == len(nodes(after, ATTENTION)) == layers
     assert aten.softmax.int not in {node.target for node in after.graph.nodes}
     assert_same(before, after, inputs)
     assert_same(model, after, inputs)
 
 
 def test_masks_are_added_once_for_all_layers():
-    model, inputs = eager(transformers.MPNetModel, transformers.MPNetConfig)
-    _, after = graphs(model, inputs)
+    *_, after = eager("MPNet", 2)
     assert len({node.args[3] for node in nodes(after, ATTENTION)}) == 1
 
 
@@ -320,11 +321,11 @@ def test_the_kernel_runs():
 
 
 def test_a_loaded_artifact_is_fused_too(tmp_path):
-    lowered = fxq.quantize(Block().eval(), (X,))
-    fxq.save(lowered, tmp_path / "artifact")
+    gm = fxq.quantize(Block().eval(), (X,))
+    fxq.save(gm, tmp_path / "artifact")
     again = fxq.load(tmp_path / "artifact")
-    assert [each.target for each in again.graph.nodes] == [each.target for each in lowered.graph.nodes]
-    assert_same(lowered, again, (X[:1, :3],))
+    assert [each.target for each in again.graph.nodes] == [each.target for each in gm.graph.nodes]
+    assert_same(gm, again, (X[:1, :3],))
 
 
 @pytest.mark.parametrize("recipe", ["dynamic", "static", "weight-only"])

@@ -6,6 +6,7 @@ import models
 import pytest
 import torch
 from captured import captured, converted
+from captured import lowered as lowered_model
 from golden import check_golden
 from graphs import Call, canonical_graph, lowered_graph
 from torch import nn
@@ -193,7 +194,7 @@ def test_without_compiled_kernels_nothing_is_fused(monkeypatch):
 
 @pytest.mark.parametrize("recipe", ["dynamic", "static"])
 def test_saved_loaded_and_copied(tmp_path, recipe):
-    inputs, lowered = captured("bert")[1], fxq.lower(converted("bert", recipe))
+    inputs, lowered = captured("bert")[1], lowered_model("bert", recipe)
     assert fused(lowered)
     fxq.save(lowered, tmp_path / "artifact")
     again = fxq.load(tmp_path / "artifact")
@@ -205,7 +206,7 @@ def test_saved_loaded_and_copied(tmp_path, recipe):
 
 @pytest.mark.parametrize("name", ["bert", "t5", "gpt2"])
 def test_other_sizes_than_the_examples(name):
-    lowered = fxq.lower(converted(name))
+    lowered = lowered_model(name)
     apart = fxq.stages.unfused(lowered)
     make = models.seq2seq_inputs if name == "t5" else models.encoder_inputs
     for batch, sequence in ((1, 1), (1, 7), (5, 1), (3, 30)):
@@ -217,7 +218,7 @@ def test_other_sizes_than_the_examples(name):
 
 @pytest.mark.parametrize("shape", [(1, 12), (1, 1), (3, 1), (4, 4)], ids=str)
 def test_sizes_that_are_equal_or_one_in_the_example_are_not_taken_for_each_other(shape):
-    model, _ = models.bert()
+    model, _ = models.distilbert()
     lowered = fxq.quantize(model, models.encoder_inputs(*shape))
     apart = fxq.stages.unfused(lowered)
     assert fused(lowered)

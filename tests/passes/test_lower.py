@@ -19,6 +19,7 @@ from fxquant.stages import unfused
 ops = torch.ops.fxquant
 RECIPES = ["dynamic", "static", "weight-only", "weight-only-int4"]
 BACKENDS = ["reference", "x86"]
+pytestmark = pytest.mark.usefixtures("float32_where_native")
 
 
 def x(*shape, seed=0):

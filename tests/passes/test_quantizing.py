@@ -14,6 +14,8 @@ from fxquant.numerics import choose_qparams, fake_quantize
 from fxquant.passes.qdq_nodes import DEQUANTIZE, QUANTIZE
 from fxquant.spec import QParams, QuantSpec
 
+pytestmark = pytest.mark.usefixtures("float32_where_native")
+
 
 class Chain(nn.Module):
     """Two linears with relu and value-preserving ops in between."""

@@ -7,7 +7,7 @@ import models
 import pytest
 import torch
 import transformers
-from captured import captured
+from captured import captured, converted
 from golden import check_golden
 from graphs import Call
 from torch import nn
@@ -158,11 +158,11 @@ def test_models_give_what_they_gave(name, padding):
 
 
 def test_a_loaded_artifact_is_simplified_too(tmp_path):
-    lowered = fxq.quantize(*models.bert())
+    lowered = fxq.lower(converted("bert"))
     fxq.save(lowered, tmp_path / "artifact")
     again = fxq.load(tmp_path / "artifact")
     assert set(kept(again)) == {KEY}
-    inputs = resized(models.bert()[1], 3, 17)
+    inputs = resized(captured("bert")[1], 3, 17)
     PADDINGS["left"](inputs["attention_mask"])
     for ours, theirs in zip(call(again, inputs), call(lowered, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -295,14 +295,14 @@ def test_torch_attention_is_given_what_it_takes():
 
 
 def test_what_is_simplified_stays():
-    _, after = fused(*models.gpt2())
+    after = edit.clone(fused_model("gpt2")[3])
     text = to_text(after)
     assert SimplifyMasks().apply(after) == 0
     assert to_text(after) == text
 
 
 def test_masks_are_made_once():
-    _, after = fused(*models.bert())
+    *_, after = fused_model("bert")
     masks = {node.args[3] for node in after.graph.nodes if node.target is ATTENTION}
     assert len(masks) == 1
 

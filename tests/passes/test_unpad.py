@@ -35,7 +35,8 @@ MASKS = {
 def lowered(model, mask=MASK, recipe="dynamic", **options):
     """Quantize for x86 with both choices."""
     given = inputs(mask) if isinstance(mask, torch.Tensor) else mask
-    prepared = fxq.prepare(fxq.capture(model, given), "x86", recipe)
+    graph = model if isinstance(model, torch.fx.GraphModule) else fxq.capture(model, given)
+    prepared = fxq.prepare(graph, "x86", recipe)
     qdq = fxq.convert(fxq.calibrate(prepared, [given], progress=False) if recipe == "static" else prepared)
     return both(qdq, **options)
 
@@ -73,8 +74,13 @@ def targets(gm):
 
 
 @pytest.fixture(scope="module")
-def pair():
-    return lowered(Encoder(lambda hidden, mask: (hidden, hidden[:, 0])))
+def source():
+    return fxq.capture(Encoder(lambda hidden, mask: (hidden, hidden[:, 0])), inputs(MASK))
+
+
+@pytest.fixture(scope="module")
+def pair(source):
+    return both(fxq.convert(fxq.prepare(source, "x86", "dynamic")))
 
 
 # ── what comes out ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -112,7 +118,7 @@ _VARIANTS: dict[tuple, tuple] = {}
 def _variant(**options):
     key = tuple(sorted(options.items()))
     if key not in _VARIANTS:
-        _VARIANTS[key] = lowered(Encoder(**options))
+        _VARIANTS[key] = lowered(Encoder(layers=1, **options))
     return _VARIANTS[key]
 
 
@@ -147,9 +153,9 @@ def test_no_row_of_padding_is_computed(pair):
 
 
 def test_exact_is_the_default_and_changes_nothing(pair):
-    default = lowered(Encoder(lambda hidden, mask: (hidden, hidden[:, 0])))[0]
+    default, _ = pair
     assert not any("token" in target for target in targets(default))
-    assert edit.marks(pair[0]).get("padded_outputs") is None
+    assert edit.marks(default).get("padded_outputs") is None
 
 
 def test_golden(monkeypatch):
@@ -235,7 +241,7 @@ def fixed(model, mask):
 
 @pytest.mark.parametrize("mask", [MASK, MASK[1:2], MASK[:, :1]], ids=lambda mask: str(list(mask.shape)))
 def test_graphs_of_fixed_sizes(mask):
-    exact, zero = fixed(Encoder(pooled), mask)
+    exact, zero = fixed(Encoder(pooled, layers=1), mask)
     assert edit.marks(zero)["unpadded"] > 5
     for other in (mask, torch.ones_like(mask), torch.zeros_like(mask)):
         assert torch.equal(zero(**inputs(other)), exact(**inputs(other)))
@@ -360,12 +366,18 @@ def maximum(hidden, mask):
 
 
 NOT_SERVED = {
-    "mean over padding, too": (Encoder(lambda hidden, mask: hidden.mean(1)), "aten.mean.dim would read padding"),
-    "maximum": (Encoder(maximum), "aten.amax.default would read padding"),
+    "mean over padding, too": (
+        Encoder(lambda hidden, mask: hidden.mean(1), layers=1),
+        "aten.mean.dim would read padding",
+    ),
+    "maximum": (Encoder(maximum, layers=1), "aten.amax.default would read padding"),
     "convolution": (Convolved(), "aten.conv1d.default at conv would read padding"),
     "convolution of what was masked": (MaskedBefore(), "aten.conv1d.default at conv would read padding"),
-    "positions together": (Encoder(lambda hidden, mask: hidden[:, 1:]), "aten.slice.Tensor would read padding"),
-    "sequences together": (Encoder(lambda hidden, mask: hidden[0]), "aten.select.int would read padding"),
+    "positions together": (
+        Encoder(lambda hidden, mask: hidden[:, 1:], layers=1),
+        "aten.slice.Tensor would read padding",
+    ),
+    "sequences together": (Encoder(lambda hidden, mask: hidden[0], layers=1), "aten.select.int would read padding"),
     "a relative bias": (Biased(), r"no attention has a mask \(batch, positions\) of padding: %\w+ adds other numbers"),
     "no mask": (Unmasked(), r"no attention has a mask \(batch, positions\)"),
 }
@@ -389,13 +401,13 @@ def crossed(hidden, mask):
 
 
 FIXED = {
-    "one place": (Encoder(), [[1]], "the mask .* is of one place alone"),
+    "one place": (Encoder(layers=1), [[1]], "the mask .* is of one place alone"),
     "one token a sequence, repeated": (
-        Encoder(lambda hidden, mask: hidden.expand(-1, 5, -1)),
+        Encoder(lambda hidden, mask: hidden.expand(-1, 5, -1), layers=1),
         [[1], [0]],
         "aten.expand.default would read padding",
     ),
-    "tokens along two axes": (Encoder(crossed), [[1] * 20 + [0] * 12] * 2, "would read padding"),
+    "tokens along two axes": (Encoder(crossed, layers=1), [[1] * 20 + [0] * 12] * 2, "would read padding"),
 }
 
 
@@ -418,7 +430,7 @@ def test_one_attention_of_all_positions_is_enough_to_refuse():
 
 def test_a_backend_without_the_pass_is_told():
     with pytest.warns(FxQuantWarning, match="the backend 'reference' lists no pass 'unpad'"):
-        fxq.quantize(Encoder(), inputs(MASK), backend="reference", padded_outputs="zero")
+        fxq.quantize(Encoder(layers=1), inputs(MASK), backend="reference", padded_outputs="zero")
 
 
 # ── where the choice is made and kept ─────────────────────────────────────────────────────────────────────────────
@@ -462,9 +474,8 @@ def test_the_ledger_has_the_same_products():
     assert fxq.ledger(graphs[0]).coverage == fxq.ledger(graphs[1]).coverage
 
 
-def test_comparison_still_sees_every_layer(pair):
-    reference = fxq.capture(Encoder(lambda hidden, mask: (hidden, hidden[:, 0])), inputs(MASK))
-    rows = [[row.module_path for row in fxq.compare(reference, gm, [inputs(MASK)]).rows] for gm in pair]
+def test_comparison_still_sees_every_layer(source, pair):
+    rows = [[row.module_path for row in fxq.compare(source, gm, [inputs(MASK)]).rows] for gm in pair]
     assert sorted(rows[0]) == sorted(rows[1])
 
 
@@ -511,26 +522,34 @@ def test_models(name):
     given = captured(name)[1]
     exact, zero = both(converted(name))
     attentions = [node for node in zero.graph.nodes if node.target is torch.ops.fxquant.attention.default]
-    assert len(attentions) == 2
+    assert len(attentions) == captured(name)[0].config.num_hidden_layers
     assert all(node.args[3] is None and node.args[4] is not None for node in attentions), "packed, with offsets"
     for mask in (given["attention_mask"], RIGHT, MASK):
         assert_agree(exact, zero, {"input_ids": models.ids(*mask.shape), "attention_mask": mask})
 
 
-@pytest.mark.parametrize("recipe", ["dynamic", "static"])
-def test_a_sentence_encoder_with_its_pooling(recipe):
-    class Embedder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encoder = models.bert()[0]
+class Embedder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = models.bert()[0]
 
-        def forward(self, input_ids, token_type_ids, attention_mask):
-            hidden = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
-            return nn.functional.normalize(pooled(hidden, attention_mask), dim=-1)
+    def forward(self, input_ids, token_type_ids, attention_mask):
+        hidden = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
+        return nn.functional.normalize(pooled(hidden, attention_mask), dim=-1)
 
+
+@pytest.fixture(scope="module")
+def embedder():
+    """A sentence encoder's graph and its inputs."""
     given = {**inputs(MASK), "token_type_ids": torch.zeros_like(MASK)}
     given["token_type_ids"][:, 3:] = 1
-    exact, zero = lowered(Embedder().eval(), given, recipe)
+    return fxq.capture(Embedder().eval(), given), given
+
+
+@pytest.mark.parametrize("recipe", ["dynamic", "static"])
+def test_a_sentence_encoder_with_its_pooling(embedder, recipe):
+    graph, given = embedder
+    exact, zero = lowered(graph, given, recipe)
     assert edit.marks(zero)["unpadded"] > 20
     assert torch.equal(zero(**given), exact(**given))
     alone = {name: value[1:2, :3] for name, value in given.items()}

@@ -1,9 +1,9 @@
 """Transformations: what they match and what they nearly match, equal outputs, inverses, and graphs as text."""
 
-import models
 import pytest
 import torch
 from canonical import Holding, assert_same, calls
+from captured import captured
 from golden import check_golden
 from torch import nn
 from torch.nn import functional
@@ -257,8 +257,8 @@ def test_a_merged_linear_that_is_read_whole_stays_merged():
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_a_transformed_model_goes_through_the_stages(name):
-    model, inputs = getattr(models, name)()
-    graph = canonicalize(fxq.capture(model, inputs))
+    _, inputs, captured_graph = captured(name)
+    graph = canonicalize(captured_graph)
     together = transforms.compose(transforms.FuseBias(), transforms.MergeLinears())
     changed = together(graph)
     assert calls(changed).count("linear") < calls(graph).count("linear")

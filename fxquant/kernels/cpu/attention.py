@@ -67,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, d
     scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float()) * scale
     nothing = scores.new_full((), -torch.inf)
     if diagonal is not None:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(diagonal)
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(diagonal)
         scores = torch.where(seen, scores, nothing)
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None]

@@ -2,7 +2,7 @@
 
 The op computes a function: it returns a longer cache and leaves the one that it is given as it is. The C++ kernel does
 so without copying where it can: a cache lies in memory with room behind it, and the result shows more of that memory
-(csrc/growing.h). The implementation here says what the op means and runs anywhere.
+(csrc/binding_growing.h). The implementation here says what the op means and runs anywhere.
 """
 
 import torch

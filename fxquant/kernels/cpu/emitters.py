@@ -21,10 +21,13 @@ from fxquant.kernels.emit import (
 )
 from fxquant.kernels.int4 import unpack_int4
 from fxquant.kernels.layout import Source
+from fxquant.kernels.reference import grouped, linear
+from fxquant.kernels.reference import weight_only as reference_weight_only
 from fxquant.kernels.site import Operand, Site
-from fxquant.kernels.table import QUANTIZERS, Emitter, emitter
+from fxquant.kernels.table import DEVICES, QUANTIZERS, Emitter, emitter
 
-__all__ = ["CpuKernels", "attention"]  # importing it defines the ops
+# Importing these defines the ops.
+__all__ = ["CpuKernels", "attention", "grouped", "linear", "reference_weight_only"]
 
 ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)
@@ -52,6 +55,7 @@ class CpuKernels:
         emitter(self.name, "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(emit_grouped)
         emitter(self.name, "embedding_int8", serves=("embedding",), needs=("weight",))(self.emit_embedding)
         QUANTIZERS[self.name] = emit_quantize
+        DEVICES[self.name] = ("cpu",)
 
     def emit_linear(self, site: Site) -> fx.Node | str:
         """Emit a linear on a packed weight."""

@@ -17,9 +17,10 @@ import torch
 from filelock import FileLock
 from rich.console import Console
 
-from fxquant.errors import FxQuantWarning
+from fxquant.errors import ConfigError, FxQuantWarning
 from fxquant.kernels.cpu import cached_attention, packed, rotary, row_program, unpad, weight_only
-from fxquant.kernels.cpu.isa import NATIVE, forced_isa, micro_kernels
+from fxquant.kernels.cpu.isa import PROCESSORS, VARIABLE, forced_isa, micro_kernels, torch_stands_in
+from fxquant.kernels.cpu.toolchain import flags
 
 __all__ = [
     "available",
@@ -34,18 +35,25 @@ __all__ = [
 
 KERNELS = Path(str(files("fxquant.kernels")))
 CACHE = "FXQUANT_CACHE"
-FLAGS = ["-O3", "-std=c++20", "-fopenmp"]
+
+
+def available() -> bool:
+    """Load the C++ kernels, building them first where the cache has none; say whether they can be used here.
+
+    Raises:
+        ConfigError: FXQUANT_ISA names an instruction set that this CPU has not.
+    """
+    return not torch_stands_in() and _usable()
 
 
 @cache
-def available() -> bool:
-    """Load the C++ kernels, building them first where the cache has none; say whether they can be used here."""
+def _usable() -> bool:
     forced = forced_isa()
-    if micro_kernels() is None or (forced is not None and forced not in NATIVE):
+    native = PROCESSORS.get(micro_kernels() or "", ())
+    if not native or (forced is not None and forced not in native):
         return False
     try:
         _load()
-        chosen = use_isa(forced or "")
     except (OSError, RuntimeError, ImportError) as error:
         reason = _first_line(error)
         warnings.warn(
@@ -54,7 +62,10 @@ def available() -> bool:
             stacklevel=3,
         )
         return False
-    return bool(chosen)
+    try:
+        return bool(use_isa(forced or ""))
+    except RuntimeError as error:
+        raise ConfigError(f"{VARIABLE} = {forced!r}: {_first_line(error)}") from None
 
 
 def use_isa(name: str) -> str:
@@ -102,7 +113,7 @@ def _sources() -> list[Path]:
 
 def _library() -> Path:
     """Return where the library for these sources, this torch and these flags is kept."""
-    digest = hashlib.sha256(repr((torch.__version__, torch.compiled_with_cxx11_abi(), FLAGS)).encode())
+    digest = hashlib.sha256(repr((torch.__version__, torch.compiled_with_cxx11_abi(), flags())).encode())
     for source in _sources():
         digest.update(source.name.encode() + source.read_bytes())
     return cache_folder() / f"fxquant_{digest.hexdigest()[:16]}.so"
@@ -125,8 +136,8 @@ def _build(sources: list[str], library: Path) -> None:
         load(
             "fxquant_kernels",
             sources,
-            extra_cflags=FLAGS,
-            extra_ldflags=["-fopenmp"],
+            extra_cflags=flags().compile,
+            extra_ldflags=flags().link,
             extra_include_paths=[str(folder) for folder in _folders()],
             build_directory=folder,
             is_python_module=False,

@@ -4,9 +4,9 @@ import torch
 
 from fxquant.kernels.cpu.emitters import CpuKernels
 from fxquant.kernels.emit import embedding_emitter, linear_emitter
-from fxquant.kernels.x86 import dynamic, linear, plain
+from fxquant.kernels.x86 import devices, dynamic, linear, plain
 
-__all__ = ["dynamic", "linear", "plain"]  # importing them defines the ops
+__all__ = ["devices", "dynamic", "linear", "plain"]  # importing them defines the ops and registers the devices
 
 ops = torch.ops.fxquant
 

@@ -4,7 +4,9 @@ from functools import cache
 
 import torch
 
-from fxquant.kernels.cpu.isa import TORCH, forced_isa
+from fxquant.kernels.cpu.isa import forced_isa
+
+_KNOWN = ("onednn", "portable")
 
 
 @cache
@@ -14,14 +16,17 @@ def isa() -> str:
     FXQUANT_ISA forces one of them; it is read at the first call only.
     """
     forced = forced_isa()
-    if forced in TORCH:
+    if forced in _KNOWN:
         return forced
-    return "onednn" if torch.cpu._is_vnni_supported() and _gemms_are_exact() else "portable"
+    return "onednn" if gemms_are_exact() else "portable"
 
 
-def _gemms_are_exact() -> bool:
-    """Multiply the largest operands: without VNNI, or with oneDNN held to an older ISA, pairs saturate at int16."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+def gemms_are_exact() -> bool:
+    """Say whether torch's 8-bit GEMMs are here and exact, by a product of the largest operands.
+
+    Without VNNI, or with oneDNN held to an older ISA, pairs of products saturate at int16.
+    """
+    if not (torch.cpu._is_vnni_supported() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
         return False
     depth, width = 64, 16
     expected = torch.full((width, width), 255.0 * 127.0 * depth)

@@ -13,7 +13,7 @@ from fxquant.kernels.cpu import isa, native
 def fresh(monkeypatch, tmp_path):
     """Use an empty cache; what is loaded stays remembered, as it must not be loaded again from another file."""
     monkeypatch.setenv(native.CACHE, str(tmp_path / "cache"))
-    monkeypatch.setattr(native, "available", cache(native.available.__wrapped__))
+    monkeypatch.setattr(native, "_usable", cache(native._usable.__wrapped__))
     return tmp_path
 
 

@@ -176,7 +176,7 @@ FLOAT_ROWS = [
     leads, st.sampled_from([32, 64, 96, 160]), widths, st.sampled_from(ACTIVATIONS), st.booleans(), st.integers(0, 9)
 )
 def test_weight_only(spec, lead, k, n, activation, full, seed):
-    x, residual = draw(*lead, k, seed=seed), draw(*lead, n, seed=seed)
+    x, residual = draw(*lead, k, seed=seed).bfloat16().float(), draw(*lead, n, seed=seed)
     w = Writer([x, residual], seed)
     program = w.program(w.weight_only("x0", n, spec, "x1" if full else "-", activation, bias=full))
     packed_weight, scale, *rest = w.constants
@@ -190,7 +190,7 @@ def test_weight_only(spec, lead, k, n, activation, full, seed):
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 30, 120])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_gate_and_its_up_of_one_product(rows, threads):
+def test_a_gate_and_its_up_of_one_product(native_isa, rows, threads):
     torch.set_num_threads(threads)
     w = Writer([draw(rows, 64)])
     normed = w.norm("x0", "rms", bias=False, eps=1e-6)
@@ -198,7 +198,8 @@ def test_a_gate_and_its_up_of_one_product(rows, threads):
     gated = w.both("multiply", w.columns(both, 0, 160), w.columns(both, 192, 352))
     program = w.program(w.weight_only(gated, 64, FLOAT_ROWS[0], "x0"))
     found = compiled(program)
-    torch.testing.assert_close(found, in_python(program), rtol=1e-4, atol=1e-2)  # of numbers up to 5000
+    # Of numbers up to 5000; avx512_bf16 rounds factors to 2⁻⁹ of them.
+    torch.testing.assert_close(found, in_python(program), rtol=1e-4, atol=40 if native_isa == "avx512_bf16" else 1e-2)
     alone = [compiled(([row[None]], *program[1:]))[0] for row in program[0][0]]
     assert_equal(found, [torch.cat(alone)])
 

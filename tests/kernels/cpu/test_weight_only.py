@@ -45,6 +45,15 @@ def run(x, packed, shape, bias=None, residual=None, activation="none"):
     return op(x, *packed, bias, residual, activation, *shape)
 
 
+def taken(x, isa):
+    """Return what an instruction set multiplies: avx512_bf16 rounds rows in its range, and drops subnormal numbers."""
+    if isa != "avx512_bf16":
+        return x
+    rounded = x.bfloat16().float()
+    rounded = torch.where(rounded.abs() < 2.0**-126, 0.0, rounded)
+    return torch.where(x.abs().sum(-1, keepdim=True) < 2.0**118, rounded, x)
+
+
 def in_float64(x, weight, bias, residual, activation):
     y = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
     y = {
@@ -75,6 +84,7 @@ def test_equals_the_dequantized_layer(native_isa, kind, batch, n, k, group, acti
     bias = torch.randn(n, generator=generator) if full else None
     residual = torch.randn(*batch, n, generator=generator) if full else None
     y = run(x, packed, shape, bias, residual, activation)
+    x = taken(x, native_isa)
     assert_near(y, in_float64(x, weight, bias, residual, activation), x, weight)
 
 
@@ -153,7 +163,7 @@ def test_extreme_rows(native_isa, dtype, symmetric, magnitude):
     """Neither 127·x nor the sum of a group leaves float32 where the product with the weights stays in it."""
     packed, shape, weight = layer(70, 9, spec_of(dtype, symmetric, 4))
     x = torch.randn(7, 9, generator=torch.Generator().manual_seed(2)) * magnitude
-    y, expected = run(x, packed, shape), in_float64(x, weight, None, None, "none")
+    y, expected = run(x, packed, shape), in_float64(taken(x, native_isa), weight, None, None, "none")
     slack = 1e-5 * magnitude * 9 + 2.0**-148
     torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=slack)
 
@@ -164,7 +174,7 @@ def test_nan_and_infinities_are_those_of_torch(native_isa, dtype, symmetric):
     packed, shape, weight = layer(70, 9, spec_of(dtype, symmetric, 4))
     x = torch.randn(7, 9)
     x[1, 3], x[2, 8], x[3, 0], x[4, 1], x[4, 2] = float("inf"), -float("inf"), float("nan"), float("inf"), 2.0
-    y, expected = run(x, packed, shape), functional.linear(x, weight)
+    y, expected = run(x, packed, shape), functional.linear(taken(x, native_isa), weight)
     torch.testing.assert_close(y, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
     assert y[:1].isfinite().all()
     assert y[5:].isfinite().all()
@@ -173,7 +183,7 @@ def test_nan_and_infinities_are_those_of_torch(native_isa, dtype, symmetric):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_activation_of_the_first_columns(native_isa, activation):
     (packed, scale, zero_point), shape, _ = layer(130, 24, spec_of("int4", False, 8))
-    x, bias, residual = torch.randn(7, 24), torch.randn(130), torch.randn(7, 130)
+    x, bias, residual = torch.randn(7, 24).bfloat16().float(), torch.randn(130), torch.randn(7, 130)
     weight = (packed, scale, zero_point)
     with_it, without = run(x, weight, shape, bias, residual, activation), run(x, weight, shape, bias, residual)
     for some in (0, 64, 128, 192):
@@ -200,7 +210,8 @@ def test_no_depth_at_all(native_isa):
 def test_a_broadcast_residual_and_half_precision(native_isa):
     packed, shape, weight = layer(10, 12, spec_of("int8", True, None))
     x, residual = torch.randn(2, 3, 12), torch.randn(3, 1)
-    torch.testing.assert_close(run(x, packed, shape, None, residual), functional.linear(x, weight) + residual)
+    expected = functional.linear(taken(x, native_isa), weight) + residual
+    torch.testing.assert_close(run(x, packed, shape, None, residual), expected)
     assert run(x.bfloat16(), packed, shape).dtype is torch.float32
 
 

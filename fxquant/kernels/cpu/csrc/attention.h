@@ -57,7 +57,7 @@ inline __attribute__((always_inline)) void product(const float* left, int64_t le
 #pragma GCC unroll 2
     for (int c = 0; c < kWide; ++c) {
       b[c] = V::load(right + i * right_stride + c * V::lanes);
-      asm("" : "+v"(b[c]));  // left alone the compiler loads it again for each row
+      V::hold(b[c]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {

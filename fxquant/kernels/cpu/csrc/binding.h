@@ -18,7 +18,7 @@ constexpr int64_t kSerial = int64_t{1} << 21;
 
 inline const Isa& chosen_isa() {
   const Isa* chosen = isa();
-  TORCH_CHECK(chosen, "fxquant: this CPU has neither avx512_vnni nor avx2");
+  TORCH_CHECK(chosen, "fxquant: this CPU has none of the instruction sets that the C++ kernels are written for");
   return *chosen;
 }
 

@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "attention_operands.h"
-#include "growing.h"
+#include "binding_growing.h"
 
 namespace {
 

@@ -182,7 +182,11 @@ Tensor embedding(const Tensor& weight, const Tensor& weight_scale, const Tensor&
 
 // Use the named instruction set from now on, or, with an empty name, say which is in use.
 std::string use_isa(string_view name) {
-  if (!name.empty()) TORCH_CHECK(fxq::use(name), "fxquant: this CPU has no ", name);
+  if (!name.empty() && !fxq::use(name)) {
+    std::string known;
+    for (const fxq::Isa* each : fxq::instruction_sets()) known += (known.empty() ? "" : ", ") + std::string(each->name);
+    TORCH_CHECK(false, "fxquant: this CPU has no ", name, "; it has ", known.empty() ? "none" : known);
+  }
   return fxq::isa() ? fxq::isa()->name : "";
 }
 

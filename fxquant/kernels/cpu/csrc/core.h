@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "tasks.h"
 
@@ -145,15 +146,8 @@ struct Isa {
   void (*decode)(const Attention& op, int64_t sequence, int64_t head, int64_t head_end);
 };
 
-// Attention with bfloat16 factors, for CPUs that have avx512_vnni's instructions and these.
-void attention_avx512_bf16(const Attention& op, Tasks& tasks, int64_t part);
-
-// The part of an instruction set that differs from a wider one's.
-void linear_avx_vnni(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
-void linear_avx512_vl(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
-
-extern const Isa avx512_vnni;
-extern const Isa avx2;
+// Those that this CPU has, the fastest first.
+std::vector<const Isa*> instruction_sets();
 
 // The instruction set in use: the best this machine has, null if it has none, until `use` names another.
 const Isa* isa();

@@ -79,15 +79,15 @@ inline void store_quantized(const Linear& op, const float* y, uint8_t* q) {
 }
 
 // Sixteen or eight columns of a tile: y = activation(fma(acc − Z·Σw, sx·sw, bias)) + residual, all rows of a column
-// together, as its constants are then loaded once.
-template <Activation A>
+// together, as its constants are then loaded once. Where the tile took kLess off the activations, Z is as much less.
+template <Activation A, int32_t kLess>
 inline void finish_columns(const Linear& op, const Columns& columns, int64_t c, int64_t row, int64_t rows,
                            const int32_t* acc, const float* residual, int64_t residual_stride, float* y,
                            int64_t y_stride) {
   const V::I sum = V::loadi(columns.sum + c);
   const V::F scale = V::load(columns.scale + c), bias = V::load(columns.bias + c);
   for (int64_t r = 0; r < rows; ++r) {
-    const V::I zero_point = minus_halves(op.x_zero_point[(row + r) * op.per_row]);
+    const V::I zero_point = minus_halves(op.x_zero_point[(row + r) * op.per_row] - kLess);
     const V::F value = V::to_float(V::dot(V::loadi(acc + r * kColumns + c), zero_point, sum));
     V::F v = activate<A>(V::fma(value, V::mul(V::set(op.x_scale[(row + r) * op.per_row]), scale), bias));
     if (residual) v = V::add(v, V::load(residual + r * residual_stride + c));
@@ -100,7 +100,7 @@ inline void store_halves(const float* y, Half* half) {
 }
 
 // The rows of a tile. Where the block has fewer than 64 columns, or the result is not float32, they pass through a buffer.
-template <Activation A, int64_t kRows>
+template <Activation A, int64_t kRows, int32_t kLess>
 inline void finish_as(const Linear& op, const Columns& columns, int64_t row, int64_t rows, const int32_t* acc) {
   const int64_t place = row * op.n + columns.first;
   const bool whole = columns.count == kColumns, direct = whole && op.y;
@@ -114,7 +114,7 @@ inline void finish_as(const Linear& op, const Columns& columns, int64_t row, int
     residual = local;
   }
   for (int64_t c = 0; c < kColumns; c += V::lanes)
-    finish_columns<A>(op, columns, c, row, rows, acc, residual, whole ? op.n : kColumns, y, stride);
+    finish_columns<A, kLess>(op, columns, c, row, rows, acc, residual, whole ? op.n : kColumns, y, stride);
   if (op.y && !whole)
     for (int64_t r = 0; r < rows; ++r)
       std::memcpy(op.y + place + r * op.n, local + r * kColumns, columns.count * sizeof(float));
@@ -131,14 +131,14 @@ inline void finish_as(const Linear& op, const Columns& columns, int64_t row, int
   }
 }
 
-template <int64_t kRows>
+template <int64_t kRows, int32_t kLess>
 inline void finish(const Linear& op, const Columns& columns, int64_t row, int64_t rows, const int32_t* acc) {
   switch (op.activation) {
-    case Activation::none: return finish_as<Activation::none, kRows>(op, columns, row, rows, acc);
-    case Activation::relu: return finish_as<Activation::relu, kRows>(op, columns, row, rows, acc);
-    case Activation::gelu: return finish_as<Activation::gelu, kRows>(op, columns, row, rows, acc);
-    case Activation::gelu_tanh: return finish_as<Activation::gelu_tanh, kRows>(op, columns, row, rows, acc);
-    case Activation::silu: return finish_as<Activation::silu, kRows>(op, columns, row, rows, acc);
+    case Activation::none: return finish_as<Activation::none, kRows, kLess>(op, columns, row, rows, acc);
+    case Activation::relu: return finish_as<Activation::relu, kRows, kLess>(op, columns, row, rows, acc);
+    case Activation::gelu: return finish_as<Activation::gelu, kRows, kLess>(op, columns, row, rows, acc);
+    case Activation::gelu_tanh: return finish_as<Activation::gelu_tanh, kRows, kLess>(op, columns, row, rows, acc);
+    case Activation::silu: return finish_as<Activation::silu, kRows, kLess>(op, columns, row, rows, acc);
   }
 }
 
@@ -151,9 +151,9 @@ struct Ahead {
   const int8_t* part(int64_t i, int64_t depths) const { return i < lines ? from + i * depths * 64 : nullptr; }
 };
 
-// Rows by blocks of columns; `tile` gives the int32 products of some rows with one packed block. The tiles of a block
-// fetch the next one among them: few rows compute no longer than that takes, so that neither should wait for the other.
-template <int64_t kRows, class Tile>
+// Rows by blocks of columns; `tile` gives the int32 products of some rows, less kLess, with one packed block. The tiles
+// of a block fetch the next one among them: few rows compute no longer than that takes, so that neither should wait for the other.
+template <int64_t kRows, int32_t kLess = 0, class Tile>
 inline void linear_with(Tile tile, const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
   alignas(64) int32_t acc[kRows * kColumns];
   if (row >= row_end) return;
@@ -168,7 +168,7 @@ inline void linear_with(Tile tile, const Linear& op, int64_t row, int64_t row_en
       const bool more = next && done < bytes;
       const Ahead ahead{more ? next + done : nullptr, more ? lines : 0};
       tile(rows, op.x + r * op.x_stride, op.x_stride, weight, op.depths, acc, ahead);
-      finish<kRows>(op, columns, r, rows, acc);
+      finish<kRows, kLess>(op, columns, r, rows, acc);
     }
   }
 }

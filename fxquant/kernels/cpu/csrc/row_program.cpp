@@ -15,9 +15,18 @@ constexpr int64_t kScratch = 640 << 10;
 constexpr int64_t kLeastRows = 24, kMostRows = 96;  // multiples of every tile
 constexpr int64_t kAlign = 64;
 
+// Tell the processor that this thread waits.
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");  // as long as x86's pause; `yield` takes no time on most cores
+#endif
+}
+
 // Wait a little, and after many times let others run: there may be fewer processors than threads.
 void pause(int times) {
-  if (times < 4096) __builtin_ia32_pause();
+  if (times < 4096) relax();
   else std::this_thread::yield();
 }
 

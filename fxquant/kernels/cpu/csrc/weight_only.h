@@ -1,12 +1,22 @@
 // Linears of float rows and integer weights. Included inside the namespace of an instruction set, after epilogue.h.
 //
 // y = activation(Σ_g S_g·(Σ_{k in g} x_k·q_k − Z_g·Σ_{k in g} x_k) + bias) + residual. For each row and column that is
-// one chain of fused multiply-adds over the depths of a group, and one over the groups, whatever the number of rows: a
-// row gives the same bits alone and in any batch.
+// one chain of multiply-adds over the depths of a group, and one over the groups, whatever the number of rows: a row gives
+// the same bits alone and in any batch.
 #pragma once
 
-// How a step of 256 bytes holds the weights of 64 columns: `depths` of each; get<i> reads the i-th of V::lanes columns.
-struct Bytes {
+// Rows as they are: a product takes one float of a row and one weight of a column.
+struct FloatRows {
+  using X = float;
+  static constexpr int64_t each = 1;
+  static V::F read(const float* x) { return V::set(*x); }
+  static V::F multiply(V::F x, V::F q, V::F sum) { return V::fma(x, q, sum); }
+};
+
+// How a step of 256 bytes holds the weights of 64 columns: `depths` of each, of which a product takes `each`; get<i>
+// reads those of the i-th product for V::lanes columns. `Exact` reads the same bytes as floats.
+struct Bytes : FloatRows {
+  using Exact = Bytes;
   static constexpr int64_t depths = 4;
   template <int i>
   static V::F get(const int8_t* step, int64_t column) {
@@ -14,7 +24,8 @@ struct Bytes {
   }
 };
 
-struct Nibbles {
+struct Nibbles : FloatRows {
+  using Exact = Nibbles;
   static constexpr int64_t depths = 8;
   template <int i>
   static V::F get(const int8_t* step, int64_t column) {
@@ -53,7 +64,7 @@ struct GroupSums {
   }
 
   template <int i>
-  void add(const float* x, int64_t stride, const int8_t* step, int64_t column) {
+  void add(const typename Codes::X* x, int64_t stride, const int8_t* step, int64_t column) {
     V::F q[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
@@ -62,14 +73,15 @@ struct GroupSums {
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
-      const V::F a = V::set(x[r * stride + i]);
+      const V::F a = Codes::read(x + r * stride + i * Codes::each);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = V::fma(a, q[v], acc[r][v]);
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = Codes::multiply(a, q[v], acc[r][v]);
     }
   }
 
   template <int... i>
-  void add_all(const float* x, int64_t stride, const int8_t* step, int64_t column, std::integer_sequence<int, i...>) {
+  void add_all(const typename Codes::X* x, int64_t stride, const int8_t* step, int64_t column,
+               std::integer_sequence<int, i...>) {
     (add<i>(x, stride, step, column), ...);
   }
 };
@@ -77,9 +89,9 @@ struct GroupSums {
 // Products of kRows rows with the columns of kVectors vectors in a block; `sum` [kRows][64] holds the bias before and
 // the result after. Inlined into one function, the heights of tiles would share its registers, and spill.
 template <class Codes, Zeros kZeros, int kRows, int kVectors>
-__attribute__((noinline)) void weight_only_strip(const WeightOnly& op, const float* x, const float* x_sum,
+__attribute__((noinline)) void weight_only_strip(const WeightOnly& op, const typename Codes::X* x, const float* x_sum,
                                                  const int8_t* step, int64_t scales, int64_t column, float* sum) {
-  constexpr auto places = std::make_integer_sequence<int, Codes::depths>();
+  constexpr auto places = std::make_integer_sequence<int, Codes::depths / Codes::each>();
   const float* scale = op.scale + scales + column;
   const int8_t* zero_point = kZeros == Zeros::none ? nullptr : op.zero_point + scales + column;
   V::F total[kRows][kVectors];
@@ -114,8 +126,8 @@ __attribute__((noinline)) void weight_only_strip(const WeightOnly& op, const flo
 constexpr int vectors_of(int rows) { return V::lanes == 16 ? 4 : rows == 1 ? 8 : rows == 2 ? 4 : 2; }
 
 template <class Codes, Zeros kZeros, int kRows>
-inline void weight_only_tile(const WeightOnly& op, int64_t rows, const float* x, const float* x_sum, int64_t block,
-                             float* sum) {
+inline void weight_only_tile(const WeightOnly& op, int64_t rows, const typename Codes::X* x, const float* x_sum,
+                             int64_t block, float* sum) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return weight_only_tile<Codes, kZeros, kRows - 1>(op, rows, x, x_sum, block, sum);
   }
@@ -146,16 +158,37 @@ inline float group_sums(const WeightOnly& op, const float* x, float* minus_sums)
   return V::sum(magnitude) + rest;
 }
 
-// What the tiles read of some rows beside their values.
-struct RowSums {
+// What the tiles read of some rows.
+template <class Codes>
+struct Rows {
+  const typename Codes::X* x;
   std::vector<float> minus_sums;  // of each group of each row
   std::vector<char> huge;         // rows that need more than the range of float32, or are not finite
+  std::vector<typename Codes::X> kept;
+  std::vector<float> rounded;
 
   void of(const WeightOnly& op, int64_t row, int64_t row_end) {
     minus_sums.resize((row_end - row) * op.groups);
     huge.resize(row_end - row);
-    for (int64_t r = 0; r < row_end - row; ++r)
-      huge[r] = !(group_sums(op, op.x + (row + r) * op.k, minus_sums.data() + r * op.groups) < 0x1p118f);
+    if constexpr (Codes::each > 1) kept.resize((row_end - row) * op.k);
+    for (int64_t r = 0; r < row_end - row; ++r) {
+      const float* values = op.x + (row + r) * op.k;
+      if constexpr (Codes::each > 1) values = round(op, values, kept.data() + r * op.k);
+      huge[r] = !(group_sums(op, values, minus_sums.data() + r * op.groups) < 0x1p118f);
+    }
+    if constexpr (Codes::each > 1) {
+      x = kept.data();
+    } else {
+      x = op.x + row * op.k;
+    }
+  }
+
+  // Write a row as products take it; returns what its numbers became.
+  const float* round(const WeightOnly& op, const float* values, typename Codes::X* to) {
+    rounded.resize(op.k + V::lanes);
+    for (int64_t k = 0; k < op.k; k += V::lanes)
+      V::store(rounded.data() + k, Codes::round(values + k, op.k - k, to + k));
+    return rounded.data();
   }
 };
 
@@ -167,7 +200,8 @@ inline void weight_only_huge(const WeightOnly& op, const float* x, int64_t block
   scaled.assign(x, x + op.k);
   for (float& value : scaled) value *= 0x1p-40f;
   std::memset(sum, 0, kColumns * sizeof(float));
-  weight_only_tile<Codes, kZeros ? Zeros::weights : Zeros::none, 1>(op, 1, scaled.data(), nullptr, block, sum);
+  constexpr Zeros zeros = kZeros ? Zeros::weights : Zeros::none;
+  weight_only_tile<typename Codes::Exact, zeros, 1>(op, 1, scaled.data(), nullptr, block, sum);
   for (int64_t c = 0; c < kColumns; ++c) sum[c] = sum[c] * 0x1p40f + bias[c];
 }
 
@@ -196,8 +230,8 @@ inline void weight_only_finish(const WeightOnly& op, int64_t row, int64_t rows, 
 template <class Codes, bool kZeros, int kRows>
 inline void weight_only_as(const WeightOnly& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
   constexpr Zeros zeros = kZeros ? Zeros::sums : Zeros::none;
-  thread_local RowSums sums;
-  sums.of(op, row, row_end);
+  thread_local Rows<Codes> given;
+  given.of(op, row, row_end);
   alignas(64) float sum[kRows * kColumns], bias[kColumns];
   const int64_t tiles = (row_end - row + kRows - 1) / kRows;
   for (int64_t b = block; b < block_end; ++b) {
@@ -206,24 +240,25 @@ inline void weight_only_as(const WeightOnly& op, int64_t row, int64_t row_end, i
     for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal height, as weights are unpacked once a tile
       const int64_t first = row + (row_end - row) * t / tiles, rows = row + (row_end - row) * (t + 1) / tiles - first;
       for (int64_t r = 0; r < rows; ++r) std::memcpy(sum + r * kColumns, bias, sizeof bias);
-      const float* x = op.x + first * op.k;
-      weight_only_tile<Codes, zeros, kRows>(op, rows, x, sums.minus_sums.data() + (first - row) * op.groups, b, sum);
+      const int64_t begin = first - row;
+      weight_only_tile<Codes, zeros, kRows>(op, rows, given.x + begin * op.k, given.minus_sums.data() + begin * op.groups,
+                                            b, sum);
       for (int64_t r = 0; r < rows; ++r)
-        if (sums.huge[first - row + r])
-          weight_only_huge<Codes, kZeros>(op, x + r * op.k, b, bias, sum + r * kColumns);
+        if (given.huge[begin + r])
+          weight_only_huge<Codes, kZeros>(op, op.x + (first + r) * op.k, b, bias, sum + r * kColumns);
       weight_only_finish(op, first, rows, b, sum);
     }
   }
 }
 
 // Rows [row, row_end) of the columns of blocks [block, block_end), by tiles of up to kRows rows.
-template <int kRows>
+template <int kRows, class OfBytes = Bytes, class OfNibbles = Nibbles>
 inline void weight_only_with(const WeightOnly& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end) {
   const bool zeros = op.zero_point != nullptr;
   if (op.bits == 4) {
-    return zeros ? weight_only_as<Nibbles, true, kRows>(op, row, row_end, block, block_end)
-                 : weight_only_as<Nibbles, false, kRows>(op, row, row_end, block, block_end);
+    return zeros ? weight_only_as<OfNibbles, true, kRows>(op, row, row_end, block, block_end)
+                 : weight_only_as<OfNibbles, false, kRows>(op, row, row_end, block, block_end);
   }
-  return zeros ? weight_only_as<Bytes, true, kRows>(op, row, row_end, block, block_end)
-               : weight_only_as<Bytes, false, kRows>(op, row, row_end, block, block_end);
+  return zeros ? weight_only_as<OfBytes, true, kRows>(op, row, row_end, block, block_end)
+               : weight_only_as<OfBytes, false, kRows>(op, row, row_end, block, block_end);
 }

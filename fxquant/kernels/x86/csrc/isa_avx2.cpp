@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "core.h"
 #include "gelu_table.h"
+#include "x86.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)

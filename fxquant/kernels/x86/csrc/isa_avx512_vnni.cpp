@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "core.h"
 #include "gelu_table.h"
+#include "x86.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)

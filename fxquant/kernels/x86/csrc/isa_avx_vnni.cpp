@@ -5,8 +5,8 @@
 
 #include <initializer_list>
 
-#include "core.h"
 #include "gelu_table.h"
+#include "x86.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)

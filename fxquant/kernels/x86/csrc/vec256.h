@@ -72,6 +72,8 @@ struct V {
     return _mm_cvtsi128_si32(_mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
   }
   static float sum(F v) { return fold(v, _mm_add_ps); }
+  // Keep v in its register: left alone the compiler may load it again at each use.
+  static void hold(F& v) { asm("" : "+v"(v)); }
 
  private:
   template <class Op>

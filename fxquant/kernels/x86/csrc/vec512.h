@@ -64,4 +64,6 @@ struct V {
   static float greatest(F v) { return _mm512_reduce_max_ps(v); }
   static int32_t greatesti(I v) { return _mm512_reduce_max_epi32(v); }
   static float sum(F v) { return _mm512_reduce_add_ps(v); }
+  // Keep v in its register: left alone the compiler may load it again at each use.
+  static void hold(F& v) { asm("" : "+v"(v)); }
 };

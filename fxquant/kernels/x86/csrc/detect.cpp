@@ -1,8 +1,5 @@
-// Which instruction set runs: asked of the CPU once, unless one is named.
-#include <atomic>
-#include <vector>
-
-#include "core.h"
+// Which of x86's instruction sets this CPU has, as it tells itself.
+#include "x86.h"
 
 namespace fxq {
 
@@ -16,12 +13,13 @@ bool has_avx512_vnni() {
 
 bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
 
-// As AVX-512 VNNI, but for attention.
+// As AVX-512 VNNI, but for attention and weight-only linears.
 const Isa& avx512_bf16() {
   static const Isa isa = [] {
     Isa changed = avx512_vnni;
     changed.name = "avx512_bf16";
     changed.attention = attention_avx512_bf16;
+    changed.weight_only = weight_only_avx512_bf16;
     return changed;
   }();
   return isa;
@@ -42,8 +40,9 @@ const Isa& avx_vnni() {
   return isa;
 }
 
-// What this CPU has, the fastest first.
-std::vector<const Isa*> all() {
+}  // namespace
+
+std::vector<const Isa*> instruction_sets() {
   __builtin_cpu_init();
   std::vector<const Isa*> found;
   if (has_avx512_bf16()) found.push_back(&avx512_bf16());
@@ -51,21 +50,6 @@ std::vector<const Isa*> all() {
   if (has_avx_vnni()) found.push_back(&avx_vnni());
   if (has_avx2()) found.push_back(&avx2);
   return found;
-}
-
-std::atomic<const Isa*>& current() {
-  static std::atomic<const Isa*> isa{all().empty() ? nullptr : all().front()};
-  return isa;
-}
-
-}  // namespace
-
-const Isa* isa() { return current().load(std::memory_order_relaxed); }
-
-bool use(std::string_view name) {
-  for (const Isa* each : all())
-    if (name == each->name) return current().store(each), true;
-  return false;
 }
 
 }  // namespace fxq

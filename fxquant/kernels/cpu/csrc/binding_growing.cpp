@@ -1,4 +1,4 @@
-#include "growing.h"
+#include "binding_growing.h"
 
 #include <ATen/ops/empty.h>
 #include <c10/core/Storage.h>
