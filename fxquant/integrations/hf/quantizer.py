@@ -13,6 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 from fxquant.backends import load_backend
 from fxquant.capture_generation import capture_generation, generates
 from fxquant.errors import CaptureError, ConfigError
+from fxquant.generation.skeleton import sharing
 from fxquant.integrations.hf import checkpoint
 from fxquant.integrations.hf.config import METHOD, FxQuantConfig
 from fxquant.integrations.hf.example import defaults_of, example_of, filled
@@ -102,6 +103,19 @@ class FxHfQuantizer(HfQuantizer):
     def is_qat_trainable(self) -> bool:
         """As `is_trainable`: without it a Trainer refuses the model before it knows that it is to evaluate."""
         return True
+
+
+def quantize_model(model: Any, config: FxQuantConfig) -> Any:
+    """Return what `from_pretrained` would with a config, of a float model that is in memory and left as it is.
+
+    Raises:
+        FxQuantError: whatever the stages raise.
+    """
+    quantized = sharing(model)
+    quantizer = FxHfQuantizer(config, pre_quantized=False)
+    quantized.hf_quantizer, quantized.quantization_method = quantizer, METHOD
+    quantizer.postprocess_model(quantized)
+    return quantized
 
 
 def quantize_loaded(model: Any, config: FxQuantConfig) -> Quantized:
