@@ -131,5 +131,5 @@ def test_nothing_is_written_where_quantizing_fails(folder, tmp_path):
     with pytest.raises(fxq.ConfigError, match="give calibration="):
         quantizer.quantize(tmp_path / "out", quantization_config=QuantizationConfig("static"))
     assert not (tmp_path / "out").exists()
-    with pytest.raises(fxq.ConfigError, match="file_name = 'model.bin': leave it out"):
+    with pytest.raises(fxq.ConfigError, match=r"file_name = 'model.bin': leave it out"):
         FxQuantizer.from_pretrained(folder, "model.bin")
