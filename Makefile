@@ -13,6 +13,8 @@ CUDA_NEEDS += ; import torch; assert torch.version.cuda
 
 # Models are read from disk only.
 export HF_HUB_OFFLINE := 1
+# Every process of the tests would compile the package and its own tests anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-cuda check bench

@@ -65,7 +65,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small models")
     args = parser.parse_args(arguments)
     if args.quick:
-        args.layers, args.hidden, args.batches = [1, 2, 4], 64, 2
+        args.layers, args.hidden, args.batches = [1, 2], 64, 2
     return args
 
 

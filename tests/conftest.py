@@ -32,6 +32,7 @@ def pytest_collection_finish():
     """Spare the garbage collector what lives as long as the process: the libraries and thousands of collected tests."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 20)
 
 
 def pytest_unconfigure():

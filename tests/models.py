@@ -43,9 +43,9 @@ def _random(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
         return build(config).eval()
 
 
-def bert() -> Example:
-    """Return a BERT encoder of two layers, hidden 32, at most 64 positions."""
-    config = transformers.BertConfig(**_ENCODER | {"num_hidden_layers": 2})
+def bert(layers: int = 2) -> Example:
+    """Return a BERT encoder, hidden 32, at most 64 positions."""
+    config = transformers.BertConfig(**_ENCODER | {"num_hidden_layers": layers})
     return _random(transformers.BertModel, config), encoder_inputs()
 
 

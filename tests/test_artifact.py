@@ -2,6 +2,7 @@ import copy
 import json
 import logging
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -53,14 +54,12 @@ def folder(mlp, tmp_path):
     return artifact.save(mlp[1], tmp_path / "artifact")
 
 
-READER = """
-import sys, torch
-from pathlib import Path
+# What a new process does with artifacts below a folder: run all of them, save where the disk is full, die as it saves.
+READ = """
+import torch
 from safetensors.torch import load_file, save_file
-from fxquant.artifact import load
 
 torch.set_num_threads(2)
-top = Path(sys.argv[1])
 inputs = load_file(top / "inputs")
 found = {}
 for folder in sorted(top.glob("*/manifest.json")):
@@ -69,23 +68,99 @@ for folder in sorted(top.glob("*/manifest.json")):
 assert "transformers.models.bert.modeling_bert" not in sys.modules
 save_file(found, top / "outputs")
 """
+FULL_DISK = """
+import resource, signal
+from fxquant.errors import ArtifactError
+
+folder = top / "full" / "artifact"
+graph = load(folder, lower=False)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+try:
+    save(graph, folder)
+except ArtifactError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+KILLED = """
+import os
+
+captured, folder = load(top / "killed" / "new"), top / "killed" / "artifact"
+
+def dying(function, left):
+    def call(*args, **kwargs):
+        if next(left) < 0:
+            os._exit(9)
+        return function(*args, **kwargs)
+    return call
+
+for calls in range(60):
+    child = os.fork()
+    if child == 0:
+        left = iter(range(calls, -2, -1))
+        for name in ("rename", "fsync", "mkdir", "unlink"):
+            setattr(os, name, dying(getattr(os, name), left))
+        save(captured, folder)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    load(folder)
+    print(code, load(folder, lower=False).meta["fxquant"]["stage"], flush=True)
+    if code == 0:
+        break
+"""
+HEAD = "import sys; from pathlib import Path; from fxquant.artifact import load, save; top = Path(sys.argv[1])"
 
 
-def test_a_new_process_computes_the_same_bits(bert, tmp_path):
+@pytest.fixture(scope="module")
+def elsewhere(bert, mlp, tmp_path_factory):
+    """The folder in which a new process has read and saved artifacts, what it should have found, what it printed."""
     captured, inputs = bert
+    top = tmp_path_factory.mktemp("elsewhere")
     expected = {}
     for recipe, backend in KINDS:
         qdq = converted(captured, inputs, recipe, backend)
         lowered = stages.lower(qdq)
-        artifact.save(lowered, tmp_path / f"{recipe}-{backend}")
+        artifact.save(lowered, top / f"{recipe}-{backend}")
         expected[f"{recipe}-{backend}-lowered"] = lowered(**inputs).last_hidden_state
         expected[f"{recipe}-{backend}-qdq"] = qdq(**inputs).last_hidden_state
-    save_file(inputs, tmp_path / "inputs")
-    subprocess.run([sys.executable, "-c", READER, str(tmp_path)], check=True)
-    found = load_file(tmp_path / "outputs")
+    save_file(inputs, top / "inputs")
+    for name in ("full", "killed"):
+        artifact.save(mlp[1], top / name / "artifact")
+    artifact.save(mlp[0], top / "killed" / "new")
+    shutil.copytree(top / "full", top / "before")
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join((HEAD, READ, KILLED, FULL_DISK)), str(top)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return top, expected, done.stdout
+
+
+def test_a_new_process_computes_the_same_bits(elsewhere):
+    top, expected, _ = elsewhere
+    found = load_file(top / "outputs")
     assert found.keys() == expected.keys()
     for name, output in expected.items():
         assert torch.equal(found[name], output), name
+
+
+def test_a_full_disk_leaves_what_was_there(elsewhere):
+    top, _, printed = elsewhere
+    assert "artifact cannot be written: " in printed
+    assert "what was there is untouched" in printed
+    before, after = (
+        {path.name: path.read_bytes() for path in (top / name / "artifact").iterdir()} for name in ("before", "full")
+    )
+    assert after == before
+    assert [path.name for path in (top / "full").iterdir()] == ["artifact"]
+
+
+def test_a_save_killed_anywhere_leaves_an_artifact_that_loads(elsewhere):
+    lines = re.findall(r"^\d .*$", elsewhere[2], re.MULTILINE)
+    assert lines[-1] == "0 captured"
+    assert lines[0] == "9 converted"
+    assert {line.split()[0] for line in lines[:-1]} == {"9"}
 
 
 def test_a_loaded_graph_is_the_graph_that_was_saved(bert, tmp_path):
@@ -277,72 +352,6 @@ def test_an_interrupted_save_is_read_and_kept_with_what_lay_beside_it(mlp, folde
     assert "a save was interrupted" in caplog.text
     artifact.save(qdq, folder)
     assert (folder / "tokenizer.json").exists()
-
-
-FULL_DISK = """
-import resource, signal, sys
-from fxquant.artifact import load, save
-from fxquant.errors import ArtifactError
-
-graph = load(sys.argv[1], lower=False)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    save(graph, sys.argv[2])
-except ArtifactError as error:
-    print(error)
-"""
-
-
-def test_a_full_disk_leaves_what_was_there(mlp, folder):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    command = [sys.executable, "-c", FULL_DISK, str(folder), str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "artifact cannot be written: " in done.stdout
-    assert "what was there is untouched" in done.stdout
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-
-
-KILLED = """
-import os, sys
-from pathlib import Path
-from fxquant.artifact import load, save
-
-captured, folder = load(sys.argv[1]), Path(sys.argv[2])
-
-def dying(function, left):
-    def call(*args, **kwargs):
-        if next(left) < 0:
-            os._exit(9)
-        return function(*args, **kwargs)
-    return call
-
-for calls in range(60):
-    child = os.fork()
-    if child == 0:
-        left = iter(range(calls, -2, -1))
-        for name in ("rename", "fsync", "mkdir", "unlink"):
-            setattr(os, name, dying(getattr(os, name), left))
-        save(captured, folder)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    load(folder)
-    print(code, load(folder, lower=False).meta["fxquant"]["stage"])
-    if code == 0:
-        break
-"""
-
-
-def test_a_save_killed_anywhere_leaves_an_artifact_that_loads(mlp, folder):
-    captured, _, _ = mlp
-    artifact.save(captured, folder.parent / "new")
-    command = [sys.executable, "-c", KILLED, str(folder.parent / "new"), str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    assert lines[-1] == "0 captured"
-    assert lines[0] == "9 converted"
-    assert {line.split()[0] for line in lines[:-1]} == {"9"}
 
 
 def damage(name, change):

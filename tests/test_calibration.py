@@ -2,6 +2,7 @@ import copy
 import io
 import re
 from collections import UserDict
+from datetime import timedelta
 
 import pytest
 import torch
@@ -274,9 +275,14 @@ def test_merge_distributed_needs_a_running_group():
         merge_distributed(prepared())
 
 
-def _worker(rank, address, folder):
+def _other(index, address, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+    _work(1 + index, address, folder)
+
+
+def _work(rank, address, folder):
+    group = {"init_method": f"file://{address}", "rank": rank, "world_size": 2, "timeout": timedelta(seconds=100)}
+    dist.init_process_group("gloo", **group)
     for granularity in ("per-tensor", "per-channel"):
         gm = prepared(granularity=granularity)
         # One process sees nothing in the first round: its buffers are smaller.
@@ -290,7 +296,10 @@ def _worker(rank, address, folder):
 
 
 def test_merge_distributed_over_two_processes(tmp_path):
-    mp.spawn(_worker, args=(tmp_path / "rendezvous", tmp_path), nprocs=2)
+    other = mp.spawn(_other, args=(tmp_path / "rendezvous", tmp_path), nprocs=1, join=False)
+    _work(0, tmp_path / "rendezvous", tmp_path)
+    while not other.join():
+        pass
     for granularity in ("per-tensor", "per-channel"):
         for count, batches in ((0, [batch(0)]), (2, [batch(1, 7.0), batch(2), batch(3, 0.1)])):
             wanted = calibrate(prepared(granularity=granularity), batches).state_dict()

@@ -2,9 +2,9 @@
 
 import json
 
-import models
 import pytest
 import torch
+from captured import program
 from torch import nn
 from torch.nn import functional
 
@@ -128,8 +128,7 @@ def test_a_row_says_the_kernel_and_the_types():
 
 
 def test_each_op_is_in_a_kernel_or_has_an_enumerated_reason():
-    model, inputs = models.t5()
-    for row in fxq.ledger(fxq.quantize(model, inputs)).rows:
+    for row in fxq.ledger(fxq.quantize(program("t5"), None)).rows:
         assert row.quantized == (not row.reason)
         float_kernels = ("fxquant.row_program", "fxquant.attention", "fxquant.cached_attention")
         assert bool(row.kernel) == row.quantized or row.kernel in float_kernels, "a float step of a kernel"

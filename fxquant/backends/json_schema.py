@@ -102,6 +102,8 @@ def _consistent() -> Iterator[Schema]:
     dynamic = {"properties": {"dynamic": {"const": True}}, "required": ["dynamic"]}
     yield _when({"granularity": "per-token"}, dynamic)
     yield _when({"granularity": "per-group"}, {"not": dynamic})
+    symmetric = {"properties": {"symmetric": {"const": True}}, "required": ["symmetric"]}
+    yield from (_when({"dtype": name}, symmetric) for name in FORMATS if FORMATS[name].floating)
     for key, granularity in (("axis", "per-channel"), ("group_size", "per-group")):
         needed = {"properties": {"granularity": {"const": granularity}}, "required": ["granularity"]}
         yield {"if": {"required": [key]}, "then": needed}

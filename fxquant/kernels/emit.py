@@ -39,8 +39,8 @@ def refusal(site: Site) -> str | None:
         or weight.group_size is not None
     ):
         return "the weight has to be int8, symmetric, static, and per-tensor or per-channel along axis 0"
-    if x is not None and x.spec is not None and x.spec.granularity == "per-channel":
-        return "the activations have to be per-tensor or per-token"
+    if x is not None and x.spec is not None and (x.spec.granularity == "per-channel" or x.spec.format.floating):
+        return "the activations have to be integers, per-tensor or per-token"
     return None
 
 

@@ -26,6 +26,11 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
     register_fake(f"fxquant::{name}", fake, lib=LIBRARY)
 
 
+def implement(name: str, implementation: Callable[..., Any], device: str) -> None:
+    """Let the op `name` run `implementation` on a kind of device, called as the dispatcher calls it ("CUDA")."""
+    LIBRARY.impl(name, _below_autograd(implementation), device)  # type: ignore[no-untyped-call]
+
+
 def _below_autograd(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def run(*args: Any) -> Any:

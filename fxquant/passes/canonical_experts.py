@@ -112,7 +112,7 @@ def _unsqueezes(node: Any, axes: tuple[int, int]) -> bool:
 def _replace(gm: fx.GraphModule, node: fx.Node, x: Any, weight: fx.Node, ids: fx.Node, experts: int) -> None:
     graph, known, result = gm.graph, edit.info(x), edit.info(node)
     numbers = edit.info(ids)
-    ends = edit.add_constant(gm, "experts", torch.arange(experts), node)
+    ends = edit.add_constant(gm, "experts", torch.arange(experts, device=edit.get_tensor(gm, weight).device), node)
 
     def call(target: Any, *args: Any, value: TensorInfo | None = None, **kwargs: Any) -> fx.Node:
         with graph.inserting_before(node):

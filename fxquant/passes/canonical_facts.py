@@ -97,21 +97,21 @@ def _typed(target: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> A
     """Return what a call gives for the types of its arguments; None where some are not known."""
     nodes = [leaf for leaf in pytree.tree_leaves((positional, named)) if isinstance(leaf, fx.Node)]
     fakes = (leaf for node in nodes for leaf in pytree.tree_leaves(node.meta.get("val")))
-    mode = next((leaf.fake_mode for leaf in fakes if isinstance(leaf, FakeTensor)), None)
-    if mode is None:
+    fake = next((leaf for leaf in fakes if isinstance(leaf, FakeTensor)), None)
+    if fake is None:
         return None
-    with mode:
-        values = {node: node.meta.get("val", _constant(node)) for node in nodes}
+    with fake.fake_mode:
+        values = {node: node.meta.get("val", _constant(node, fake.device)) for node in nodes}
         if any(value is None for value in values.values()):
             return None
         args, kwargs = pytree.tree_map_only(fx.Node, values.__getitem__, (positional, named))
         return target(*args, **kwargs)
 
 
-def _constant(node: fx.Node) -> Tensor | None:
+def _constant(node: fx.Node, device: torch.device) -> Tensor | None:
     """Return a tensor like a constant that a pass has added, of which its facts alone are known."""
     known = edit.info(node) if edit.is_constant(node) else None
-    return None if known is None else torch.empty(known.shape, dtype=known.dtype)
+    return None if known is None else torch.empty(known.shape, dtype=known.dtype, device=device)
 
 
 def take_type(node: fx.Node, old: fx.Node) -> None:

@@ -117,7 +117,7 @@ def _narrowed(qparams: QParams, spec: QuantSpec) -> QParams:
         return qparams
     zero_point = qparams.zero_point.to(spec.format.torch_dtype)
     if spec.symmetric:
-        zero_point = torch.tensor(0 if spec.format.signed else (spec.qmax + 1) // 2, dtype=zero_point.dtype)
+        zero_point = zero_point.new_tensor(0 if spec.format.signed else (spec.qmax + 1) // 2)
     return qparams._replace(zero_point=zero_point)
 
 

@@ -5,7 +5,6 @@ Q/DQ graph computed; every sum is held against the same sum in float64, which is
 backend fuses it, and its outputs are compared in float.
 """
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from fxquant.backends import Backend, known_backends, load_backend
 from fxquant.errors import ConfigError, FxQuantError, first_line
 from fxquant.evaluation.layers import run_layers
 from fxquant.graph import edit
+from fxquant.graph.place import move
 from fxquant.kernels.devices import CPU, DEVICES, Device
 from fxquant.numerics import sqnr
 from fxquant.passes.annotate import Annotate
@@ -173,7 +173,10 @@ def _outputs(backend: Backend, device: Device, references: Sequence[_Graph]) -> 
 
 def _on(device: Device, gm: fx.GraphModule) -> fx.GraphModule:
     """Return a copy of a graph with its tensors where the device has them."""
-    return edit.clone(gm) if device.place == CPU else copy.deepcopy(gm).to(device.place)
+    copied = edit.clone(gm)
+    if device.place != CPU:
+        move([copied], device.place)
+    return copied
 
 
 def _kernel(lowered: fx.GraphModule) -> str | None:

@@ -61,7 +61,8 @@ def products(gm: fx.GraphModule) -> Iterator[Product | str]:
 def _float_operand(site: ClaimedSite, core: fx.Node, roles: Mapping[int, str]) -> str:
     for role in roles.values():
         spec = site.claim.specs.get(role)
-        if role in ("x", "a", "b", "weight") and (spec is None or spec.group_size is not None):
+        whole = spec is not None and spec.group_size is None and not spec.format.floating
+        if role in ("x", "a", "b", "weight") and not whole:
             return f"{role} is not in integers, so that its kernel multiplies floats"
     return ""
 

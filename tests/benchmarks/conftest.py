@@ -1,4 +1,6 @@
+import contextlib
 import importlib
+import io
 from pathlib import Path
 
 import pytest
@@ -7,11 +9,25 @@ from folders import write_bert
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture
-def script(monkeypatch):
+@pytest.fixture(scope="module")
+def script():
     """Return what imports a script by name, as Python finds it when it is run."""
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def printed(script):
+    """Return what runs a script and returns what it prints."""
+
+    def run(name, *options):
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            script(name).main(list(options))
+        return shown.getvalue()
+
+    return run
 
 
 @pytest.fixture(scope="module")

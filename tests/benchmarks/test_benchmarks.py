@@ -14,12 +14,12 @@ def row(text, name):
     return found.group()
 
 
-@pytest.fixture
-def compared(script, tiny, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def compared(printed, tiny, tmp_path_factory):
     """What minilm.py prints for a tiny model, without STS-B."""
-    options = ["--quick", "--model", tiny, "--data", str(tmp_path), "--threads", "1"]
-    script("minilm").main(options)
-    return capsys.readouterr().out
+    return printed(
+        "minilm", "--quick", "--model", tiny, "--data", str(tmp_path_factory.mktemp("data")), "--threads", "1"
+    )
 
 
 def test_minilm_measures_and_proves_every_quick_row(compared):
@@ -122,8 +122,8 @@ def test_scaling_times_every_stage(script, tiny, capsys):
     for stage in ("capture", "prepare", "calibrate", "convert", "lower", "save", "load"):
         assert stage in head
     assert "met: below 10" in row(out, "MiniLM")
-    assert len(row(out, "BERT-base, 4 layers").split()) == 3 + 8
-    assert row(out, "2 → 4")
+    assert len(row(out, "BERT-base, 2 layers").split()) == 3 + 8
+    assert row(out, "1 → 2")
 
 
 def test_scaling_profiles_a_size(script, capsys):
@@ -133,11 +133,10 @@ def test_scaling_profiles_a_size(script, capsys):
     assert "passes/convert.py:" in out
 
 
-@pytest.fixture
-def agreed(script, tiny, capsys):
+@pytest.fixture(scope="module")
+def agreed(printed, tiny):
     """What agreement.py prints for a tiny model."""
-    script("agreement").main(["--quick", "--model", tiny, "--threads", "1"])
-    return capsys.readouterr().out
+    return printed("agreement", "--quick", "--model", tiny, "--threads", "1")
 
 
 def test_agreement_stays_within_a_step_an_op(agreed):

@@ -21,16 +21,16 @@ def tables(script):
     return script("encoder_tables")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def subject(script, tiny):
     from pathlib import Path
 
     return script("encoder_models").load_subject("minilm", Path(tiny), sentences=16, batches=2, small=True)
 
 
-@pytest.fixture
-def context(script, subject, tmp_path):
-    return script("systems").Context(subject, tmp_path, 1)
+@pytest.fixture(scope="module")
+def context(script, subject, tmp_path_factory):
+    return script("systems").Context(subject, tmp_path_factory.mktemp("systems"), 1)
 
 
 def test_encoders_measures_a_model_without_peers(encoders, tiny, tmp_path, capsys):

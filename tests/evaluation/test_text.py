@@ -1,3 +1,5 @@
+import hashlib
+import json
 import subprocess
 import sys
 
@@ -16,23 +18,29 @@ def test_standard_library_gives_enough_distinct_prose():
     assert not any(mark in sentence for sentence in sentences for mark in (">>>", "::", "\n", "`", "_"))
 
 
-def test_standard_library_sentences_are_the_same_in_another_process():
-    code = "from fxquant.evaluation.text import *; print(hash_of(standard_library_sentences()))"
-    code = code.replace("hash_of", "(lambda s: __import__('hashlib').sha256('|'.join(s).encode()).hexdigest())")
-    env_seed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
-    )
-    import hashlib
+ANOTHER = """
+import hashlib, json, sys
+from fxquant.evaluation.text import standard_library_sentences
 
-    assert env_seed.stdout.strip() == hashlib.sha256("|".join(standard_library_sentences()).encode()).hexdigest()
+digest = hashlib.sha256("|".join(standard_library_sentences()).encode()).hexdigest()
+print(json.dumps([digest, [name for name in ("turtle", "nntplib", "ftplib") if name in sys.modules]]))
+"""
 
 
-def test_reading_the_standard_library_runs_none_of_it():
-    code = (
-        "import sys; from fxquant.evaluation.text import standard_library_sentences as s; s();"
-        "print([name for name in ('turtle', 'nntplib', 'ftplib') if name in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+@pytest.fixture(scope="module")
+def another():
+    """What another process finds: the digest of the sentences, and modules that were run and should not be."""
+    command = [sys.executable, "-c", ANOTHER]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})
+    return json.loads(done.stdout)
+
+
+def test_standard_library_sentences_are_the_same_in_another_process(another):
+    assert another[0] == hashlib.sha256("|".join(standard_library_sentences()).encode()).hexdigest()
+
+
+def test_reading_the_standard_library_runs_none_of_it(another):
+    assert another[1] == []
 
 
 def test_read_sentences_strips_drops_blanks_and_repetitions(tmp_path):

@@ -1,12 +1,15 @@
 """The device of a graph: read from its tensors, one for all, and followed by what makes tensors in it."""
 
+import models
 import pytest
 import torch
 from graphs import canonical_graph
 from torch import nn
 
 from fxquant.errors import ConfigError, FxQuantError
-from fxquant.graph import edit, place
+from fxquant.graph import checks, edit, place
+from fxquant.graph.capture import capture
+from fxquant.passes.canonicalize import CANONICAL
 
 aten = torch.ops.aten
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -56,6 +59,17 @@ def test_what_is_made_while_running_is_made_there(gm):
     assert place.make_on(gm, META) == 1
     assert made_on(gm) == {META}
     assert "meta" in gm.code
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_model_is_captured_where_it_is(name, monkeypatch):
+    """Nothing that a pass adds is left on the CPU; a device without values stands for any other."""
+    monkeypatch.setattr(checks, "_check_model", lambda model: None)
+    model, inputs = models.EVERY[name]()
+    graph = capture(model.to(META), {key: value.to(META) for key, value in inputs.items()})
+    gm = CANONICAL.run(edit.clone(graph))
+    assert place.device_of(gm) == META
+    assert made_on(gm) <= {META}
 
 
 def test_shared_tensors_are_moved_once():

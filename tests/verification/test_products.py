@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from captured import captured
+from captured import converted as converted_model
 from graphs import Call
-from models import bert
 from torch import nn
 
 import fxquant as fxq
@@ -67,8 +68,7 @@ def test_weight_only_products_have_no_integer_sums():
 
 
 def test_generated_inputs_are_ones_that_the_graph_takes():
-    model, inputs = bert()
-    gm = fxq.capture(model, inputs)
+    _, _, gm = captured("distilbert")
     leaves = generated_inputs(gm)
     names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
     found = dict(zip(names, leaves, strict=True))
@@ -77,4 +77,4 @@ def test_generated_inputs_are_ones_that_the_graph_takes():
     assert found["input_ids"].unique().numel() > 5
     assert all(torch.equal(one, other) for one, other in zip(leaves, generated_inputs(gm), strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(leaves, generated_inputs(gm, seed=1), strict=True))
-    assert all(isinstance(each, Product) for each in products(fxq.convert(fxq.prepare(gm, "x86", "dynamic"))))
+    assert all(isinstance(each, Product) for each in products(converted_model("distilbert")))

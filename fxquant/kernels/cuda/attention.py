@@ -14,7 +14,7 @@ from torch.nn import functional
 from fxquant.kernels.cpu.attention import apart
 from fxquant.kernels.cpu.attention import attention as reference
 from fxquant.kernels.cuda.triton_support import OPTIONS, interpreting, on_device_of, refusal
-from fxquant.kernels.library import LIBRARY
+from fxquant.kernels.library import implement
 
 _MOST_FEATURES = 256
 _NARROW = 64  # features up to which blocks of 128 queries keep their sums in registers
@@ -101,4 +101,4 @@ def factor_type() -> Any:
     return tl.float32 if interpreting() else tl.bfloat16
 
 
-LIBRARY.impl("attention", attention, "CUDA")  # type: ignore[no-untyped-call]
+implement("attention", attention, "CUDA")

@@ -7,7 +7,7 @@ from torch import Tensor, fx
 
 from fxquant.graph import edit
 from fxquant.kernels.cpu import packed
-from fxquant.kernels.cuda import attention, fp8, gemm, rows
+from fxquant.kernels.cuda import attention, devices, fp8, gemm, rows
 from fxquant.kernels.cuda.emit_weight_only import emit_weight_only
 from fxquant.kernels.cuda.triton_support import float8_refusal
 from fxquant.kernels.cuda.triton_support import refusal as device_refusal
@@ -31,6 +31,7 @@ from fxquant.kernels.table import DEVICES, FUSES, QUANTIZERS, emitter
 
 __all__ = [
     "attention",
+    "devices",
     "embedding",
     "fp8",
     "gemm",
@@ -39,7 +40,7 @@ __all__ = [
     "packed",
     "rows",
     "weight_only",
-]  # importing them defines the ops
+]  # importing them defines the ops and registers the devices
 
 ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)

@@ -14,7 +14,7 @@ from fxquant import numerics
 from fxquant.kernels import qdq
 from fxquant.kernels.cuda.launch_rows import Norm, Static, launch_rows, launch_static, row_spec, serves
 from fxquant.kernels.cuda.triton_support import define_with_triton, takes_triton
-from fxquant.kernels.library import LIBRARY
+from fxquant.kernels.library import implement
 from fxquant.spec import QParams
 
 
@@ -173,4 +173,4 @@ define_with_triton(
     _triton_norm_static,
     _fake_norm_static,
 )
-LIBRARY.impl("quantize_static", quantize_static, "CUDA")  # type: ignore[no-untyped-call]
+implement("quantize_static", quantize_static, "CUDA")
