@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 
 import generative
 import pytest
@@ -12,6 +13,7 @@ from folders import SENTENCES, write_bert, write_gpt2
 from safetensors.torch import load_file, save_file
 
 import fxquant as fxq
+from fxquant.integrations.hf import quantizer
 from fxquant.integrations.transformers import FxQuantConfig
 
 Classifier = transformers.AutoModelForSequenceClassification
@@ -84,6 +86,20 @@ def test_checkpoint_holds_integers_and_no_float_weights(folder):
     assert matrices.pop("fxquant.tensors.classifier.weight") == torch.float32
     assert set(matrices.values()) <= {torch.int8, torch.int64}
     assert "fxquant.tensors.bert.encoder.layer.0.intermediate.dense.weight_int8" in matrices
+
+
+def test_float_weights_are_let_go(folder, monkeypatch):
+    own, weights = quantizer.quantize_loaded, []
+
+    def quantize_loaded(model, config):
+        weights.extend(weakref.ref(each) for each in model.parameters() if each.ndim == 2)
+        return own(model, config)
+
+    monkeypatch.setattr(quantizer, "quantize_loaded", quantize_loaded)
+    model = Classifier.from_pretrained(folder / "float", quantization_config=FxQuantConfig("weight-only"))
+    assert len(weights) > 5
+    assert [each for each in weights if each() is not None] == []
+    assert model.training is False
 
 
 def test_config_keeps_the_modules_that_were_skipped(folder, quantized):

@@ -1,6 +1,7 @@
 """The quantizer that `from_pretrained` calls: a loaded float model becomes graphs, and graphs are read without one."""
 
 import copy
+import gc
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -65,9 +66,14 @@ class FxHfQuantizer(HfQuantizer):
             log.info("fxquant loads the model in float32, not in %s", dtype)
         return torch.float32
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """Return how names in the checkpoint are to be changed: those of graphs are what they are."""
-        return [] if self.pre_quantized else list(super().update_weight_conversions(weight_conversions, model))  # type: ignore[no-untyped-call]
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
+        """Return how names in the checkpoint are to be changed: those of graphs are what they are.
+
+        Newer versions of transformers give the model, too.
+        """
+        if self.pre_quantized:
+            return []
+        return list(super().update_weight_conversions(weight_conversions, *model))  # type: ignore[no-untyped-call]
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if self.pre_quantized:
@@ -82,6 +88,7 @@ class FxHfQuantizer(HfQuantizer):
         else:
             self._quantized = quantize_loaded(model, self.quantization_config)
         install(model, self._quantized)
+        gc.collect()  # nodes of the float graph form cycles, which would hold its weights for long
         give_back()
         return model
 
