@@ -21,6 +21,7 @@ from typing import Any
 
 import common
 import gpu_decoding
+import gpu_products
 import gpu_systems
 import torch
 from gpu_machine import Machine, find
@@ -110,8 +111,8 @@ def reason(error: Exception) -> str:
 
 def products(machine: Machine) -> dict[str, Any]:
     """Measure products of one row, and print their table and goal."""
-    copy, found = machine.copy_bandwidth(), gpu_decoding.products(machine)
-    gpu_decoding.show_products(found, copy)
+    copy, found = machine.copy_bandwidth(), gpu_products.measure(machine)
+    gpu_products.show(found, copy)
     least = min(each.bandwidth for each in found) / copy
     goal("4-bit products of one row, of a copy's bandwidth, least", least, PRODUCT_GOAL, machine.dry)
     return {"copy bytes per second": copy, "products": [asdict(each) for each in found]}

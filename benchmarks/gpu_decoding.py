@@ -1,32 +1,21 @@
-"""Decoding on a GPU: how near products of few rows come to the memory's speed, and a Llama-shaped 8B."""
+"""Decoding on a GPU: a Llama-shaped 8B, token by token, in bfloat16 under torch.compile and with 4-bit weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import common
 import torch
 import transformers
-from decoder_systems import Static
 from gpu_machine import Machine
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
 
 import fxquant as fxq
-import fxquant.kernels
 from fxquant.generation import cache
 from fxquant.graph.signature import signature_of
-from fxquant.kernels.cuda import tiles
-from fxquant.numerics import choose_qparams, quantize
-from fxquant.spec import QuantSpec
 
-assert fxquant.kernels  # defines the ops
-SIZES = ((4096, 4096), (4096, 14336), (14336, 4096), (8192, 8192), (8192, 28672))  # depth, columns
-TINY_SIZES = ((64, 128),)
-GROUPS = (32, 128)
-TIMES_THE_CACHE = 4  # bytes of weights that are read in turn, so that none is still in the cache
-WARM, TOKENS = 8, 64  # a prompt of 128 and these fit into the cache of 256
+PROMPT, WARM, TOKENS, LENGTH = 128, 8, 64, 256  # the cache has room for a prompt and what follows
 LLAMA_8B = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 1024,
@@ -38,58 +27,35 @@ TINY = {
 BF16, INT4 = "bfloat16, compile", "fxquant weight-only-int4"
 
 
-@dataclass(frozen=True)
-class Product:
-    """One row of activations times a 4-bit weight: bytes that have to be read and written, and seconds."""
+class Compiled:
+    """Steps of a model under torch.compile, with CUDA graphs and a cache of a fixed length, as it is fastest."""
 
-    depth: int
-    columns: int
-    group: int
-    bytes: int
-    seconds: float
+    def __init__(self, model: nn.Module, length: int) -> None:
+        self.model, self.length = model, length
+        self.fast: Any = torch.compile(model, mode="reduce-overhead", fullgraph=True, dynamic=False)
+        self.past: Any = None
+        self.read = 0
 
-    @property
-    def bandwidth(self) -> float:
-        return self.bytes / self.seconds
+    def start(self, ids: Tensor) -> Tensor:
+        """Forget all, and read the prompt; the cache stays where the recorded graph reads it."""
+        if self.past is None:
+            self.past = transformers.StaticCache(config=self.model.config, max_cache_len=self.length)
+        else:
+            self.past.reset()
+        self.read = 0
+        return self._logits(self.model, ids)
 
+    def step(self, ids: Tensor) -> Tensor:
+        """Read one more token of each sequence."""
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._logits(self.fast, ids)
 
-def products(machine: Machine) -> list[Product]:
-    """Return the time of bfloat16 rows times weights of 4 bits, each with zero points."""
-    sizes = TINY_SIZES if machine.dry else SIZES
-    return [_product(machine, depth, columns, group) for depth, columns in sizes for group in GROUPS]
-
-
-def _product(machine: Machine, depth: int, columns: int, group: int) -> Product:
-    spec = QuantSpec(dtype="int4", granularity="per-group", group_size=group)
-    weight = torch.randn(columns, depth, device=machine.device)
-    qparams = choose_qparams(weight, spec)
-    shape = (columns, depth)
-    packed = tiles.pack(quantize(weight, qparams, spec), spec)
-    scale, zero_point = (tiles.pack_parameter(each, shape, spec) for each in (qparams.scale, qparams.zero_point))
-    x = torch.randn(1, depth, device=machine.device).bfloat16()
-    one = packed.nbytes + scale.nbytes + zero_point.nbytes
-    copies = min(max(2, -(-TIMES_THE_CACHE * machine.cache() // one)), 256)
-    calls = [_call(x, packed.clone(), scale.clone(), zero_point.clone(), columns, group) for _ in range(copies)]
-    return Product(depth, columns, group, one + 2 * (depth + columns), machine.seconds_each(calls))
-
-
-def _call(x: Tensor, packed: Tensor, scale: Tensor, zero_point: Tensor, n: int, group: int) -> Callable[[], Tensor]:
-    op = torch.ops.fxquant.tiled_linear_weight_only
-    return lambda: op(x, packed, scale, zero_point, None, None, "none", n, group, 4, torch.bfloat16, None)
-
-
-def show_products(found: list[Product], copy: float) -> None:
-    """Print the products beside what copies reach."""
-    rows = [
-        (f"{each.depth}×{each.columns}", each.group, f"{1e6 * each.seconds:.2f}", f"{each.bandwidth / 1e9:.0f}",
-         f"{each.bandwidth / copy:.0%}")
-        for each in found
-    ]  # fmt: skip
-    head = ("depth×columns", "group", "µs", "GB/s", "of a copy's")
-    common.show(f"One bfloat16 row times 4-bit weights; a copy reads and writes {copy / 1e9:.0f} GB/s", head, rows)
-
-
-# ── a Llama-shaped 8B ─────────────────────────────────────────────────────────────────────────────────────────────
+    def _logits(self, call: Any, ids: Tensor) -> Tensor:
+        places = torch.arange(self.read, self.read + ids.shape[1], device=ids.device).expand(ids.shape)
+        self.read += ids.shape[1]
+        given = {"position_ids": places, "past_key_values": self.past, "use_cache": True, "logits_to_keep": 1}
+        logits: Tensor = call(input_ids=ids, **given).logits
+        return logits[:, -1]
 
 
 class FixedCache(nn.Module):
@@ -188,7 +154,7 @@ def llama(machine: Machine, dtype: torch.dtype) -> nn.Module:
 
 def compiled(machine: Machine) -> Decoder:
     """Return the model in bfloat16 under torch.compile, with a cache of fixed length."""
-    return Decoder(machine, Static(llama(machine, torch.bfloat16)))
+    return Decoder(machine, Compiled(llama(machine, torch.bfloat16), LENGTH))
 
 
 def int4(machine: Machine) -> Decoder:
@@ -198,12 +164,12 @@ def int4(machine: Machine) -> Decoder:
     recipe = {"base": "weight-only-int4", "spec": {"weight": {"observer": "minmax"}}}
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     program = fxq.quantize(model, inputs, backend="cuda", recipe=recipe)
-    return Decoder(machine, Recorded(machine, program, 32 if machine.dry else 256))
+    return Decoder(machine, Recorded(machine, program, LENGTH))
 
 
 def prompt(machine: Machine, vocabulary: int, batch: int = 2) -> Tensor:
     """Return random ids (batch, tokens)."""
-    tokens = 8 if machine.dry else 128
+    tokens = 8 if machine.dry else PROMPT
     ids = torch.randint(3, vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(1))
     return ids.to(machine.device)
 

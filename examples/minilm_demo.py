@@ -179,7 +179,7 @@ def measure(
     milliseconds: dict[str, dict[tuple[int, int], float]] = {name: {} for name in models}
     for shape in [(size, min(length, pretrained.longest)) for size, length in SHAPES]:
         with step(f"measuring latency at {shape}"):
-            for name, seconds in latency(pretrained, models, shape, rounds).items():
+            for name, seconds in latency(pretrained, models, shape, rounds, held_out).items():
                 milliseconds[name][shape] = 1e3 * seconds
     with torch.no_grad():
         ran = {name: kernels_that_ran(lambda model=model: model(**batches[0])) for name, model in models.items()}
@@ -195,11 +195,18 @@ def measure(
 
 
 def latency(
-    pretrained: Pretrained, models: Mapping[str, Model], shape: tuple[int, int], rounds: int
+    pretrained: Pretrained,
+    models: Mapping[str, Model],
+    shape: tuple[int, int],
+    rounds: int,
+    sentences: tuple[str, ...],
 ) -> dict[str, float]:
-    """Return the median seconds of each model for a batch of `shape` without padding, measured in turn."""
+    """Return the median seconds of each model for a batch of `shape` without padding, measured in turn.
+
+    `sentences` are what the batch is filled with, again and again.
+    """
     size, length = shape
-    text = " ".join(standard_library_sentences()[:32])
+    text = " ".join((sentences * length)[:length])
     batch = pretrained.batch([text] * size, length=length)
     with torch.no_grad():
         return interleave({name: lambda model=model: model(**batch) for name, model in models.items()}, rounds)

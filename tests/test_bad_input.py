@@ -245,6 +245,10 @@ ODD = {
         "int32 is for a bias, whose scale is S_x·S_w, and weight is none",
     ),
     "no such axis": ({"weight": {**SPEC, "axis": 2}}, r"axis = 2 is none of weight, which is \[16, 8\]"),
+    "float8 activations": (
+        {"activation": {"dtype": "float8_e4m3fn", "granularity": "per-token", "dynamic": True, "symmetric": True}},
+        "the activations have to be integers",
+    ),
     "groups": ({"weight": {"granularity": "per-group", "symmetric": True}}, "the weight has to be int8, symmetric"),
 }
 

@@ -179,6 +179,8 @@ def matmul_emitter(op: Any) -> Emitter:
         a, b = site.read("a"), site.read("b")
         if a.quantized is None or b.quantized is None:
             return "both factors have to be quantized"
+        if any(each.spec is not None and each.spec.format.floating for each in (a, b)):
+            return "both factors have to be integers"
         factors = (a.quantized, a.scale, a.zero_point, b.quantized, b.scale, b.zero_point)
         return site.emit(op, *factors, *site.output_arguments())
 

@@ -102,8 +102,8 @@ def _base(backend: Backend, rule: OpRule) -> Specs | None:
 def _every_spec() -> Iterator[tuple[str, str, QuantSpec]]:
     """Yield every scheme that a QuantSpec can hold, with the names of its numbers and of its scales."""
     for dtype, (symmetry, numbers), (scales, fields) in product(FORMATS, SYMMETRIES.items(), GRANULARITIES.items()):
-        if "range" in numbers and not FORMATS[dtype].signed:
-            continue
+        if "range" in numbers and (FORMATS[dtype].floating or not FORMATS[dtype].signed):
+            continue  # a range matters to signed integers alone
         if dtype == "int32" and (symmetry, scales) != ("symmetric", "per-channel 0"):
             continue  # that of a bias is S_x·S_w, whatever its spec says
         try:

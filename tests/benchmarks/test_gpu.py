@@ -59,11 +59,25 @@ def test_the_best_of_ours_counts_against_the_best_of_others(script, capsys):
 
 
 def test_bandwidth_counts_what_is_read_and_written(script):
-    decoding, machine = script("gpu_decoding"), script("gpu_machine").find(True)
-    product = decoding._product(machine, 64, 128, 32)
+    products, machine = script("gpu_products"), script("gpu_machine").find(True)
+    product = products._product(machine, 64, 128, 32)
     # 128 rows of 64 values of 4 bits, and of two groups with a scale and a zero point; 64 + 128 numbers of 16 bits.
     assert product.bytes == 128 * 64 // 2 + 128 * 2 * (4 + 1) + 2 * (64 + 128)
     assert product.bandwidth == product.bytes / product.seconds
+
+
+def test_the_compiled_model_reads_what_it_is_told(script):
+    decoding, machine = script("gpu_decoding"), script("gpu_machine").find(True)
+    model = decoding.llama(machine, torch.float32)
+    steps = decoding.Compiled(model, 16)
+    steps.fast = model  # as compiling takes minutes
+    ids = decoding.prompt(machine, 300)
+    with torch.no_grad():
+        steps.start(ids.flip(1))
+        steps.step(ids[:, :1])
+        found = [steps.start(ids[:, :5]), steps.step(ids[:, 5:6]), steps.step(ids[:, 6:7])]
+        expected = model(input_ids=ids[:, :7]).logits[:, 4:]
+    torch.testing.assert_close(torch.stack(found, 1), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_cache_of_fixed_length_gives_the_logits_of_a_growing_one(script):

@@ -1,6 +1,6 @@
 // Holds every function of every instruction set of this machine to plain loops, and to vectors that the Python reference
 // computed. Prints which set is chosen, then a line for each: name, comparisons that have to be equal to the bit, those
-// that have a bound, the largest error as a part of its bound, and how many are wrong.
+// that have a bound, the largest error as a part of its bound, a digest of the latter's floats, and how many are wrong.
 //
 //     check VECTORS
 #include <cstdio>
@@ -36,8 +36,8 @@ int main(int count, char** arguments) {
   for (const fxq::Isa* isa : fxq::instruction_sets()) {
     const Report report = check_all(*isa, cases);
     wrong |= report.wrong > 0;
-    std::printf("%s %lld %lld %.2f %lld\n", isa->name, static_cast<long long>(report.exact),
-                static_cast<long long>(report.near), report.worst, static_cast<long long>(report.wrong));
+    std::printf("%s %lld %lld %.2f %08x %lld\n", isa->name, static_cast<long long>(report.exact),
+                static_cast<long long>(report.near), report.worst, report.digest, static_cast<long long>(report.wrong));
   }
   return wrong ? 1 : 0;
 }

@@ -23,9 +23,10 @@ from typing import NamedTuple
 import instructions
 import vectors
 
+from fxquant.kernels.cpu.isa import micro_kernels
+
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "fxquant" / "kernels"
-FOLDERS = [KERNELS / "cpu" / "csrc", KERNELS / "arm" / "csrc", HERE]
 PREFIX = os.environ.get("CROSS_PREFIX", "aarch64-linux-gnu-")
 QEMU = os.environ.get("QEMU", "qemu-aarch64")
 ROOT = Path("/usr") / PREFIX.rstrip("-")
@@ -55,6 +56,7 @@ class Result(NamedTuple):
     equal: int
     close: int
     worst: float
+    digest: str
     wrong: int
     programs: str
 
@@ -68,23 +70,26 @@ def missing_tool() -> str | None:
     return next((tool for tool in (f"{PREFIX}g++", QEMU) if shutil.which(tool) is None), None)
 
 
-def build(folder: Path, flags: list[str], programs: list[str]) -> None:
+def build(
+    folder: Path, flags: list[str], programs: list[str], compiler: str = f"{PREFIX}g++", processor: str = "arm"
+) -> None:
     """Compile the core and programs of this folder, which end up in `folder`."""
-    found = [path for each in FOLDERS[:2] for path in sorted(each.glob("*.cpp"))]
+    folders = [KERNELS / "cpu" / "csrc", KERNELS / processor / "csrc", HERE]
+    found = [path for each in folders[:2] for path in sorted(each.glob("*.cpp"))]
     core = [path for path in found if not path.name.startswith("binding")]
     sources = [*core, *(HERE / f"{name}.cpp" for name in programs)]
 
     def compiled(source: Path) -> Path:
         made = folder / f"{source.stem}.o"
-        include = [f"-I{each}" for each in FOLDERS]
-        subprocess.run([f"{PREFIX}g++", "-std=c++20", *flags, *include, "-c", source, "-o", made], check=True)
+        include = [f"-I{each}" for each in folders]
+        subprocess.run([compiler, "-std=c++20", *flags, *include, "-c", source, "-o", made], check=True)
         return made
 
     with ThreadPoolExecutor() as pool:  # what takes longest comes first
         made = list(pool.map(compiled, sorted(sources, key=lambda path: path.name != "isa_neon.cpp")))
     shared = [path for path in made if path.stem not in programs]
     for name in programs:
-        command = [f"{PREFIX}g++", *flags, folder / f"{name}.o", *shared, "-pthread", "-o", folder / name]
+        command = [compiler, *flags, folder / f"{name}.o", *shared, "-pthread", "-o", folder / name]
         subprocess.run(command, check=True)
 
 
@@ -106,9 +111,9 @@ def results(cpu: str, folder: Path, programs: list[str]) -> list[Result]:
     chosen = next((line.split()[1] for line in lines if line.startswith("chosen")), "none")
     exercised = emulated(cpu, folder / "exercise")[1] if "exercise" in programs else None
     found = []
-    for name, equal, close, worst, wrong in (line.split() for line in lines if line.startswith("neon")):
+    for name, equal, close, worst, digest, wrong in (line.split() for line in lines if line.startswith("neon")):
         state = "not run" if exercised is None else "clean" if f"{name}: clean" in exercised else "failed"
-        found.append(Result(cpu, chosen, name, int(equal), int(close), float(worst), int(wrong), state))
+        found.append(Result(cpu, chosen, name, int(equal), int(close), float(worst), digest, int(wrong), state))
     return found
 
 
@@ -117,6 +122,18 @@ def emulate(folder: Path, flags: list[str], cpus: list[str], programs: list[str]
     cases = vectors.write(folder / "vectors.bin")
     build(folder, flags, programs)
     return [row for cpu in cpus for row in results(cpu, folder, programs)], cases
+
+
+def floats_here(folder: Path, flags: list[str]) -> str:
+    """Return the digest of AVX2's floats, whose lanes NEON's kernels follow, or why there is none."""
+    if micro_kernels() != "x86" or shutil.which("g++") is None:
+        return "not an x86 machine with g++"
+    here = folder / "here"
+    here.mkdir()
+    build(here, [*flags, "-Wno-psabi"], ["check"], "g++", "x86")
+    done = subprocess.run([here / "check", folder / "vectors.bin"], check=False, capture_output=True, text=True)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return next((row[4] for row in rows if row[0] == "avx2"), "this CPU has no avx2")
 
 
 def costs(folder: Path) -> dict[str, instructions.Loop]:
@@ -133,23 +150,28 @@ def version(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[0]
 
 
-def table(found: list[Result], loops: dict[str, instructions.Loop], flags: list[str], cases: int) -> str:
+def table(found: list[Result], flags: list[str], cases: int) -> str:
     """Return what was found as text."""
     lines = [
         f"{version(f'{PREFIX}g++', '--version')}, {' '.join(flags)}",
         version(QEMU, "--version"),
         f"{datetime.now(UTC):%Y-%m-%d}; {cases} vectors of the Python reference kernels",
         "",
-        "cpu          chosen     instruction set  equal to the bit  within a bound  worst/bound  wrong  programs",
+        "cpu          chosen     instruction set  equal to the bit  in a bound  worst/bound    floats  wrong  programs",
     ]
-    for cpu, chosen, isa, equal, close, worst, wrong, programs in found:
-        row = f"{cpu:<12} {chosen:<10} {isa:<16} {equal:>16} {close:>15} {worst:>12.2f} {wrong:>6}"
+    for cpu, chosen, isa, equal, close, worst, digest, wrong, programs in found:
+        row = f"{cpu:<12} {chosen:<10} {isa:<16} {equal:>16} {close:>11} {worst:>12.2f} {digest:>9} {wrong:>6}"
         lines.append(f"{row}  {programs}")
-    if loops:
-        lines += ["", "instruction set  largest inner loop: instructions  multiplying  multiply-accumulates  per MAC"]
+    return "\n".join(lines) + "\n"
+
+
+def appendix(folder: Path, flags: list[str]) -> str:
+    """Return the floats of this machine, and what the inner loops cost, as text."""
+    lines = [f"avx2 on this machine: {floats_here(folder, flags):>57}", ""]
+    lines.append("instruction set  largest inner loop: instructions  multiplying  multiply-accumulates  per MAC")
     lines += [
         f"{isa:<16} {loop.instructions:>33} {loop.multiplying:>12} {loop.products:>21} {loop.cost:>8.3f}"
-        for isa, loop in loops.items()
+        for isa, loop in costs(folder).items()
     ]
     return "\n".join(lines) + "\n"
 
@@ -168,7 +190,7 @@ def main() -> int:
     flags, cpus, programs = WAYS[options.how]
     with tempfile.TemporaryDirectory() as name:
         found, cases = emulate(Path(name), flags, cpus, programs)
-        text = table(found, {} if options.how else costs(Path(name)), flags, cases)
+        text = table(found, flags, cases) + ("" if options.how else appendix(Path(name), flags))
     sys.stdout.write(text)
     if options.output:
         options.output.write_text(text)

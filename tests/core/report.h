@@ -10,7 +10,8 @@
 
 struct Report {
   int64_t exact = 0, near = 0, wrong = 0;
-  double worst = 0;  // the largest error, as a part of its bound
+  double worst = 0;       // the largest error, as a part of its bound
+  uint32_t digest = 1;    // of the floats that have a bound, in order
 
   // Equal to the bit; any NaN equals any other.
   template <class T>
@@ -25,6 +26,9 @@ struct Report {
   // Within `bound` of a number; infinities and NaN where they are expected.
   void close(const std::string& what, int64_t place, float found, double expected, double bound) {
     ++near;
+    uint32_t bits = 0;
+    if (!std::isnan(found)) std::memcpy(&bits, &found, sizeof bits);
+    digest = (digest ^ bits) * 16777619u + 1;  // as Fowler, Noll and Vo multiply
     if (!std::isfinite(expected)) {
       const bool same = std::isnan(expected) ? std::isnan(found) : found == expected;
       if (!same) complain(what, place, found, expected);

@@ -2,14 +2,14 @@
 
 import operator
 
-import models
 import pytest
 import torch
 from canonical import story
+from captured import captured
 from golden import check_golden
 from torch import fx, nn
 
-from fxquant.graph.capture import capture
+from fxquant.graph import edit
 from fxquant.passes.canonical_arguments import NormalizeArguments
 
 aten = torch.ops.aten
@@ -66,8 +66,7 @@ def test_a_spelled_out_call_computes_the_same():
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "convnet"])
 def test_every_call_of_a_model_has_every_argument_of_its_schema(name):
-    model, inputs = models.EVERY[name]()
-    gm = capture(model, inputs)
+    gm = edit.clone(captured(name)[2])
     NormalizeArguments().apply(gm)
     found = [node for node in gm.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     assert found

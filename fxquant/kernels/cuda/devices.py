@@ -10,10 +10,10 @@ from fxquant.kernels.devices import Device, devices
 
 @devices("cuda")
 def cuda_devices() -> Iterator[Device]:
-    """Yield each GPU, or why there is none, and what a CPU runs."""
+    """Yield what a CPU runs, and each GPU, or why there is none."""
+    yield Device("Triton's interpreter" if interpreting() else "references on a CPU")
     if not torch.cuda.is_available():
         yield Device("cuda", missing="torch finds no GPU")
     for index in range(torch.cuda.device_count()):
         place = torch.device("cuda", index)
-        yield Device(f"{place} {torch.cuda.get_device_name(place)}", missing=refusal(place), place=place)
-    yield Device("Triton's interpreter" if interpreting() else "references on a CPU")
+        yield Device(f"{torch.cuda.get_device_name(place)}, {place}", missing=refusal(place), place=place)

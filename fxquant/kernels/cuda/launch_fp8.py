@@ -92,9 +92,10 @@ def by_scaled_mm_rowwise(product: Product) -> Tensor:
     """Return a plain product by torch alone, which takes a scale for each row and column."""
     x, weight = _filled(product)
     m, n, _ = product.sizes
-    rows = product.x_scale.expand(*product.x.shape[:-1], 1).reshape(m, 1)
+    # Copied, as torch wants a stride of 1 along an axis of one place, too.
+    rows = torch.empty((m, 1), device=x.device).copy_(product.x_scale.expand(*product.x.shape[:-1], 1).reshape(m, 1))
     columns = filled(product.weight_scale.expand(n).reshape(1, n), 1, len(weight))
-    y = torch._scaled_mm(x, weight.t(), rows.contiguous(), columns.contiguous(), out_dtype=product.dtype)
+    y = torch._scaled_mm(x, weight.t(), rows, columns.contiguous(), out_dtype=product.dtype)
     y = y[:, :n].reshape(*product.x.shape[:-1], n)
     return y if product.bias is None else y + product.bias.to(y.dtype)
 

@@ -103,9 +103,9 @@ def launch(x: Tensor, weight: Weight, after: Epilogue) -> Tensor:
     """Return the result of the kernels, (…, N), in the blocks that are fastest for the shape."""
     cut, rows = weight.cut, x.numel() // weight.cut.depth
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    counted = rows if rows <= FEW else row_class(rows)
+    counted = 8 if rows <= 8 else row_class(rows)
     found = ways(counted, weight.columns, cut, x.element_size(), processors)
-    facts = (8 if rows <= 8 else counted, weight.columns, cut.depth, cut.group, 8 // cut.parts)
+    facts = (counted, weight.columns, cut.depth, cut.group, 8 // cut.parts)
     question = Question("tiled_linear_weight_only", (*facts, str(x.dtype), str(weight.zero_point is not None)))
     runs = {name: partial(_launch, x, weight, after, chosen) for name, chosen in found.items()}
     y: Tensor = run_fastest(question, x, runs)

@@ -270,14 +270,14 @@ def test_no_memory_to_pack_leaves_the_graph_as_it_was(qdq, monkeypatch):
 def test_a_certificate_has_a_row_for_each_gpu_and_one_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    references, gpu = devices.cuda_devices()
+    gpu, references = devices.cuda_devices()
     assert (references.missing, references.place.type) == (None, "cpu")
-    assert gpu.missing == "torch finds no CUDA device here"
+    assert gpu.missing == "torch finds no GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "NVIDIA H200")
     monkeypatch.setattr(triton_support, "installed", lambda: True)
     monkeypatch.setattr(triton_support, "capability", lambda device: (9, 0) if device.index else (7, 5))
-    _, old, new = devices.cuda_devices()
+    old, new, _ = devices.cuda_devices()
     assert "need compute capability 8.0; cuda:0 has 7.5" in old.missing
-    assert (new.name, new.missing, new.place) == ("NVIDIA H200, cuda:1", None, torch.device("cuda", 1))
+    assert (new.name, new.missing, new.place) == ("cuda:1 NVIDIA H200", None, torch.device("cuda", 1))

@@ -17,8 +17,8 @@ inline void rotate_halves(const float* x, float* y, const float* cos, const floa
 inline void rotate_pairs(const float* x, float* y, const float* cos, const float* sin, int64_t rotated) {
   for (int64_t d = 0; d < rotated; d += 2) {
     const float a = x[d], b = x[d + 1];
-    y[d] = a * cos[d] - b * sin[d];
-    y[d + 1] = b * cos[d + 1] + a * sin[d + 1];
+    y[d] = std::fma(a, cos[d], -b * sin[d]);  // said, as compilers fuse one product or the other
+    y[d + 1] = std::fma(b, cos[d + 1], a * sin[d + 1]);
   }
 }
 
