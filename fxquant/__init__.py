@@ -14,6 +14,7 @@ from fxquant.errors import (
     ConfigError,
     CoverageError,
     DataError,
+    ExportError,
     FxQuantError,
     FxQuantWarning,
     InputError,
@@ -22,6 +23,7 @@ from fxquant.errors import (
 from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations import plugin
 from fxquant.integrations.dynamo import compiled, register
+from fxquant.integrations.export import Exported, export
 from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
@@ -48,6 +50,8 @@ __all__ = [
     "ConfigError",
     "CoverageError",
     "DataError",
+    "ExportError",
+    "Exported",
     "FxQuantError",
     "FxQuantWarning",
     "InputError",
@@ -65,6 +69,7 @@ __all__ = [
     "compiled",
     "convert",
     "cuda_graphs",
+    "export",
     "ledger",
     "load",
     "load_backend",

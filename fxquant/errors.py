@@ -39,6 +39,10 @@ class DataError(FxQuantError):
     """A text, a batch or a model folder that is given to be measured cannot be used."""
 
 
+class ExportError(FxQuantError):
+    """A graph cannot be written for another runtime, or what it was to be written to is in the way."""
+
+
 class ArtifactError(FxQuantError):
     """A saved artifact is damaged, altered, too new, or in the way."""
 
