@@ -18,8 +18,10 @@ from fxquant.errors import (
     FxQuantError,
     FxQuantWarning,
     InputError,
+    MissingExtraError,
 )
 from fxquant.evaluation.compare import Comparison, compare
+from fxquant.integrations import plugin
 from fxquant.integrations.dynamo import compiled, register
 from fxquant.integrations.export import Exported, export
 from fxquant.kernels.cuda.graphs import cuda_graphs
@@ -37,6 +39,7 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 register()
+plugin.register()
 
 __all__ = [
     "ArtifactError",
@@ -53,6 +56,7 @@ __all__ = [
     "FxQuantWarning",
     "InputError",
     "Ledger",
+    "MissingExtraError",
     "Override",
     "Program",
     "QuantSpec",

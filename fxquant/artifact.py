@@ -13,7 +13,7 @@ Nothing in it is code; loading runs, imports and unpickles no part of it. The ch
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ MODEL, GRAPH, CONFIG, LEDGER = "model.safetensors", "graph.json", "config.json",
 _OWN = (MODEL, GRAPH, CONFIG, LEDGER)
 _ALONE = "forward"  # what the file calls a graph that is not part of a Program
 _SHOWN = 5  # names in a message
+_Reader = Callable[[Any, Mapping[str, list[str]]], dict[str, dict[str, Tensor]]]  # of `tensor_file`, for one file
 
 
 def save(graph: fx.GraphModule | Program, folder: str | Path) -> Path:
@@ -52,13 +53,7 @@ def save(graph: fx.GraphModule | Program, folder: str | Path) -> Path:
     check_destination(folder)
     place = Path(folder).resolve()
     graphs = _portable(graph)
-    tables, tensors = tensor_file.collect({name: edit.constants(gm) for name, gm in graphs.items()})
-    document = {
-        "version": manifest.VERSION,
-        **manifest.versions(),
-        "adapter": graph.adapter if isinstance(graph, Program) else None,
-        "graphs": {name: {"tensors": tables[name], **serial.to_data(gm)} for name, gm in graphs.items()},
-    }
+    document, tensors = _described(graph, graphs)
     try:
         with atomic.replacing(place) as partial:
             _write(partial, document, tensors, graphs)
@@ -102,14 +97,51 @@ def load(
     try:
         graph = _read(model, described)
         move(graph.graphs.values() if isinstance(graph, Program) else [graph], where)
-        if _stage(graph) != "converted" or not lower:
-            return graph
-        lowered = _lower(graph, chosen, padded_outputs)
-        _forget(graph)
-        give_back()
-        return lowered
+        return _ready(graph, chosen, padded_outputs) if _stage(graph) == "converted" and lower else graph
     except ArtifactError as error:
         raise ArtifactError(f"{place}: {error}. Was it altered, or written by another version?") from error
+
+
+def describe(graph: fx.GraphModule | Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what graph.json would say of a graph, and the tensors of model.safetensors by their keys.
+
+    Raises:
+        ArtifactError: as for `save`.
+    """
+    return _described(graph, _portable(graph))
+
+
+def rebuild(document: Any, tensors: Mapping[str, Tensor], backend: Backend | None = None) -> fx.GraphModule | Program:
+    """Return what `load` would of what `describe` returned; neither it nor the tensors are trusted.
+
+    Raises:
+        ArtifactError: they are not what `describe` returns, or of a newer format.
+    """
+    graph = _assembled(document, Path(GRAPH), lambda tables, wanted: tensor_file.pick(tables, wanted, tensors))
+    return _ready(graph, backend, None) if _stage(graph) == "converted" else graph
+
+
+def _ready(
+    graph: fx.GraphModule | Program, backend: Backend | None, padded_outputs: str | None
+) -> fx.GraphModule | Program:
+    """Return the lowered graph of a converted one, whose tensors are then let go."""
+    lowered = _lower(graph, backend, padded_outputs)
+    _forget(graph)
+    give_back()
+    return lowered
+
+
+def _described(
+    graph: fx.GraphModule | Program, graphs: dict[str, fx.GraphModule]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    tables, tensors = tensor_file.collect({name: edit.constants(gm) for name, gm in graphs.items()})
+    document = {
+        "version": manifest.VERSION,
+        **manifest.versions(),
+        "adapter": graph.adapter if isinstance(graph, Program) else None,
+        "graphs": {name: {"tensors": tables[name], **serial.to_data(gm)} for name, gm in graphs.items()},
+    }
+    return document, tensors
 
 
 def _forget(graph: fx.GraphModule | Program) -> None:
@@ -171,12 +203,16 @@ def _write(
 def _read(model: Path, described: Path) -> fx.GraphModule | Program:
     """Return the graph or program of the two files, whose contents are not to be trusted."""
     document = manifest.read_json(described)
+    return _assembled(document, described, lambda tables, wanted: tensor_file.read(model, tables, wanted))
+
+
+def _assembled(document: Any, described: Path, read: _Reader) -> fx.GraphModule | Program:
     found = document.get("graphs") if isinstance(document, dict) else None
     if not isinstance(found, dict) or not found:
         raise ArtifactError(f"{GRAPH} holds no graphs")
     manifest.check_version(described, document)
     wanted = {name: serial.constants(data) for name, data in found.items()}
-    tensors = tensor_file.read(model, {name: data.get("tensors") for name, data in found.items()}, wanted)
+    tensors = read({name: data.get("tensors") for name, data in found.items()}, wanted)
     graphs = {name: serial.from_data(data, tensors[name]) for name, data in found.items()}
     adapter = document.get("adapter")
     if adapter is None:

@@ -47,6 +47,10 @@ class ArtifactError(FxQuantError):
     """A saved artifact is damaged, altered, too new, or in the way."""
 
 
+class MissingExtraError(FxQuantError, ImportError):
+    """A package that an integration needs is not installed, or too old."""
+
+
 class CheckError(FxQuantError):
     """A check found what does not hold; `report` is all that it found."""
 

@@ -96,6 +96,23 @@ def read(path: Path, tables: Any, wanted: Mapping[str, list[str]]) -> dict[str, 
     return found
 
 
+def pick(tables: Any, wanted: Mapping[str, list[str]], tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return for each graph its tensors by name, as `read` does, of tensors that are in memory by their keys.
+
+    Raises:
+        ArtifactError: a tensor is not among them.
+    """
+    objects: dict[tuple[str, bool], Tensor] = {}
+    found: dict[str, dict[str, Tensor]] = {graph: {} for graph in wanted}
+    for graph, names in wanted.items():
+        for name in names:
+            key, parameter = _entry(tables, graph, name, set(tensors))
+            plain = tensors[key].detach()
+            made = nn.Parameter(plain, requires_grad=False) if parameter else plain
+            found[graph][name] = objects.setdefault((key, parameter), made)
+    return found
+
+
 def _entry(tables: Any, graph: str, name: str, known: set[str]) -> tuple[str, bool]:
     try:
         entry = tables[graph][name]

@@ -79,15 +79,20 @@ def load_pretrained(folder: str | Path, task: str | None = None) -> Pretrained:
         DataError: transformers is not installed; the folder or a file in it is missing or damaged; the task is unknown;
             the model takes no text.
     """
-    transformers = _transformers()
-    folder = Path(folder)
-    config = _config(folder)
+    transformers, folder = _transformers(), Path(folder)
+    model, missing = load_model(folder, task)
     with _quiet(transformers):
-        loader = _loader(transformers, config, folder, task)
-        model, missing = _model(loader, folder)
         tokenizer = _tokenizer(transformers, folder)
     longest = min(LONGEST, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", LONGEST))
     return Pretrained(model, tokenizer, missing, longest)
+
+
+def load_model(folder: str | Path, task: str | None = None) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the model of `load_pretrained`, which needs no tokenizer, and the weights that the checkpoint lacks."""
+    transformers, folder = _transformers(), Path(folder)
+    config = _config(folder)
+    with _quiet(transformers):
+        return _model(_loader(transformers, config, folder, task), folder)
 
 
 def _transformers() -> ModuleType:

@@ -1,0 +1,174 @@
+"""Q/DQ graphs in the operators that other exporters know: `quantized_decomposed` ones, and plain ATen.
+
+What has fixed scales, one or one per channel, becomes the operators that exporters look for. The rest (scales found at
+run time, groups, 4-bit constants) becomes calls of Python functions, which the export after this traces to ATen.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.errors import ConfigError
+from fxquant.graph import edit
+from fxquant.kernels import int4, qdq
+from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, DEQUANTIZE_GROUPS, QUANTIZE, UNPACK_INT4
+from fxquant.spec import QuantSpec
+
+_EMBEDDING = torch.ops.aten.embedding.default
+_LINEAR = torch.ops.aten.linear.default
+_CONVOLUTION = torch.ops.aten.convolution.default
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a converter makes of weights.
+
+    `float_weights`: it reads a quantize and a dequantize, not a dequantize of integers. `lone_weights`: it reads one
+    wherever it is, not only in an op whose operand and result have fixed scales, too.
+    """
+
+    float_weights: bool = False
+    lone_weights: bool = True
+
+
+def spelled(qdq_graph: fx.GraphModule, style: Style) -> fx.GraphModule:
+    """Return a converted graph, which is left as it is, without operators of fxquant; it computes the same numbers.
+
+    Raises:
+        ConfigError: there is no other way to write an operator of it.
+    """
+    gm = edit.clone(qdq_graph)
+    decomposed = _decomposed()
+    for node in list(gm.graph.nodes):
+        if node.target is UNPACK_INT4:
+            _unpack(gm, node)
+        elif node.target is _EMBEDDING:
+            _spell_embedding(node)
+    edit.sweep(gm)
+    for node in [node for node in gm.graph.nodes if node.target in (QUANTIZE, DEQUANTIZE)]:
+        if _is_fixed(node) and (style.lone_weights or not _is_lone(node)):
+            _spell_fixed(gm, node, decomposed, style.float_weights)
+    for node in gm.graph.nodes:
+        node.target = _FUNCTIONS.get(node.target, node.target)
+    edit.sweep(gm)
+    left = {str(node.target) for node in gm.graph.nodes if str(node.target).startswith("fxquant.")}
+    if left:
+        raise ConfigError(
+            f"exporters know no operator for {', '.join(sorted(left))}: keep what is computed by it in float, or write "
+            "the graph with fxquant itself"
+        )
+    gm.recompile()
+    return gm
+
+
+def _decomposed() -> Any:
+    """Return the namespace of the operators that exporters know, which torch registers where they are defined."""
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
+    return torch.ops.quantized_decomposed
+
+
+def _is_fixed(node: fx.Node) -> bool:
+    return edit.is_constant(node.args[1]) and edit.is_constant(node.args[2])
+
+
+def _is_lone(node: fx.Node) -> bool:
+    """Say whether a weight is read by an op that does not take and give values with fixed scales alone."""
+    source: Any = node.args[0]
+    if node.target is not DEQUANTIZE or not edit.is_constant(source):
+        return False
+    return not all(
+        user.target in (_LINEAR, _CONVOLUTION)
+        and _is_a("dequantize", user.args[0])
+        and all(_is_a("quantize", reader) for reader in user.users)
+        for user in node.users
+    )
+
+
+def _is_a(verb: str, node: Any) -> bool:
+    """Say whether a node is a quantize or a dequantize with fixed scales, however it is spelled by now."""
+    mine = {"quantize": QUANTIZE, "dequantize": DEQUANTIZE}[verb]
+    theirs = str(node.target).startswith(f"quantized_decomposed.{verb}_per_")
+    return theirs or (node.target is mine and _is_fixed(node))
+
+
+def _unpack(gm: fx.GraphModule, node: fx.Node) -> None:
+    """Store the integers of a 4-bit constant one to a byte: exporters have no operator for two."""
+    packed, size, signed = node.args
+    assert isinstance(packed, fx.Node)
+    integers = int4.unpack_int4(edit.get_tensor(gm, packed), size, signed)  # type: ignore[arg-type]
+    edit.replace(node, edit.add_constant(gm, f"{packed.target}_unpacked", integers, node))
+
+
+def _spell_fixed(gm: fx.GraphModule, node: fx.Node, decomposed: Any, float_weights: bool) -> None:
+    """Replace a quantize or dequantize with constant scales by the operator of its kind."""
+    arguments: tuple[Any, ...] = node.args
+    source, scale_node, zero_node, axis = arguments[:4]
+    scale, zero_point = (edit.get_tensor(gm, each) for each in (scale_node, zero_node))
+    spec = QuantSpec.from_dict(edit.marks(node)["spec"])
+    scheme = (scale, zero_point, axis, spec.qmin, spec.qmax, _integers(node))
+    verb = "quantize" if node.target is QUANTIZE else "dequantize"
+    with gm.graph.inserting_before(node):
+        if verb == "dequantize" and float_weights and edit.is_constant(source):
+            floats = qdq.dequantize(edit.get_tensor(gm, source), scale, zero_point, axis)
+            source = edit.add_constant(gm, f"{source.target}_float", floats, node)
+            source = _call(gm, node, decomposed, "quantize", source, scheme)
+        edit.replace(node, _call(gm, node, decomposed, verb, source, scheme))
+
+
+def _integers(node: fx.Node) -> torch.dtype:
+    source: Any = node.args[0]
+    known = edit.info(node if node.target is QUANTIZE else source)
+    assert known is not None, "convert describes what it makes"
+    return known.dtype
+
+
+def _call(
+    gm: fx.GraphModule, like: fx.Node, decomposed: Any, verb: str, source: fx.Node, scheme: tuple[Any, ...]
+) -> fx.Node:
+    scale, zero_point, axis, *limits = scheme
+    if axis is None:
+        target = getattr(decomposed, f"{verb}_per_tensor").default
+        return edit.call(
+            gm.graph, target, (source, float(scale), int(zero_point), *limits), like=like, value=edit.info(like)
+        )
+    target = getattr(decomposed, f"{verb}_per_channel").default
+    scales = edit.add_constant(gm, "scales", scale, like)
+    # in the type that exporters expect, whatever that of the integers is
+    zeros = edit.add_constant(gm, "zero_points", zero_point.to(torch.int64).expand(scale.shape).contiguous(), like)
+    return edit.call(gm.graph, target, (source, scales, zeros, axis, *limits), like=like, value=edit.info(like))
+
+
+def _spell_embedding(node: fx.Node) -> None:
+    """Let an embedding of a dequantized table look up integers and scales, rather than dequantize the whole table."""
+    table = node.args[0]
+    if isinstance(table, fx.Node) and table.target is DEQUANTIZE and table.args[3] == 0:
+        with node.graph.inserting_before(node):
+            edit.replace(node, edit.call(node.graph, _rows, (*table.args[:3], node.args[1]), like=node))
+
+
+def _rows(integers: Tensor, scale: Tensor, zero_point: Tensor, ids: Tensor) -> Tensor:
+    """Return the rows (…, width) of a table of integers that ids (…) name, dequantized by a scale for each row."""
+    found = torch.nn.functional.embedding(ids, integers).to(torch.int32)
+    zeros = zero_point if zero_point.ndim == 0 else zero_point[ids].unsqueeze(-1)
+    return (found - zeros).to(torch.float32) * scale[ids].unsqueeze(-1)
+
+
+def _groups(integers: Tensor, scale: Tensor, zero_point: Tensor, group_size: int) -> Tensor:
+    """Return what `dequantize_groups` does, by a reshape where all groups are full, which every exporter has."""
+    if integers.shape[-1] % group_size:
+        return qdq.dequantize_groups(integers, scale, zero_point, group_size)
+    parts = integers.reshape(*scale.shape, group_size).to(torch.int32)
+    zeros = zero_point if zero_point.ndim == 0 else zero_point.unsqueeze(-1)
+    return ((parts - zeros).to(torch.float32) * scale.unsqueeze(-1)).reshape(integers.shape)
+
+
+# what the export after this traces to ATen
+_FUNCTIONS: dict[Any, Any] = {
+    QUANTIZE: qdq.quantize,
+    DEQUANTIZE: qdq.dequantize,
+    DEQUANTIZE_GROUPS: _groups,
+    CHOOSE_QPARAMS: qdq.choose_qparams,
+}
