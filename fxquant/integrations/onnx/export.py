@@ -9,10 +9,10 @@ from torch import fx
 
 from fxquant.errors import ExportError
 from fxquant.graph.modes import quiet_torch
-from fxquant.integrations.extras import require
 from fxquant.integrations.onnx.expressible import check_expressible, refused
 from fxquant.integrations.onnx.flat import Flat, flattened
 from fxquant.integrations.onnx.profiles import PROFILES, Profile
+from fxquant.integrations.packages import need
 from fxquant.integrations.substitutions import Substitution, substitutions
 
 DEFAULT = "onnxruntime"
@@ -25,10 +25,12 @@ def write_onnx(gm: fx.GraphModule, folder: Path, name: str, target: str | None) 
     A model beyond what a protobuf file may hold keeps its tensors in `name`.onnx.data.
 
     Raises:
-        ConfigError: an unknown target, or packages that are missing.
+        ConfigError: an unknown target.
+        MissingExtraError: a package that exporting needs is not installed.
         ExportError: the target cannot express an op.
     """
-    require("onnx", PACKAGES, "export to ONNX")
+    for package in PACKAGES:
+        need(package, "onnx", "export to ONNX")
     chosen = target or DEFAULT
     profile = PROFILES[chosen]
     dialect = profile.dialect(gm)

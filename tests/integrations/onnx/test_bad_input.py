@@ -1,13 +1,14 @@
 """What an export refuses, with a message that helps; and that it leaves nothing half-written."""
 
+import sys
+
 import pytest
 import torch
 from blocks import captured, converted
 from torch import nn
 
 import fxquant as fxq
-from fxquant.errors import ConfigError, ExportError
-from fxquant.integrations import extras
+from fxquant.errors import ConfigError, ExportError, MissingExtraError
 
 
 class Table(nn.Module):
@@ -42,8 +43,8 @@ def test_unknown_format_and_target(tmp_path):
 
 
 def test_missing_package_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs onnx and onnxscript: pip install fxquant\[onnx\]"):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtraError, match=r"needs the package onnxscript.* pip install 'fxquant\[onnx\]'"):
         fxq.export(converted("static"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
