@@ -168,8 +168,8 @@ def test_peaks_are_measured_or_explained(script, monkeypatch):
 @pytest.mark.parametrize(
     ("package", "name"),
     [
-        ("openvino", "OpenVINO int8"),
-        ("openvino", "OpenVINO int8, fixed shapes"),
+        ("nncf", "OpenVINO int8"),
+        ("nncf", "OpenVINO int8, fixed shapes"),
         ("onnxruntime", "ORT int8 dynamic"),
         ("onnxruntime", "ORT int8 static"),
         ("ctranslate2", "CTranslate2 int8"),
