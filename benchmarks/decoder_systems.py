@@ -99,6 +99,8 @@ class Static:
 
     def __init__(self, model: Any) -> None:
         self.model, self.config = model, model.config
+        # All compiled systems run through one function of transformers, each with graphs of its own.
+        importlib.import_module("torch._dynamo.config").recompile_limit = 64
         self.fast = torch.compile(model, fullgraph=True, dynamic=False)
         self.past: Any = None
         self.length = 0
