@@ -24,6 +24,7 @@ from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations import plugin
 from fxquant.integrations.dynamo import compiled, register
 from fxquant.integrations.export import Exported, export
+from fxquant.integrations.verify import verify
 from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
@@ -32,6 +33,7 @@ from fxquant.quantize import ledger, quantize
 from fxquant.recipe import Override, Recipe
 from fxquant.spec import QuantSpec
 from fxquant.stages import convert, lower, prepare
+from fxquant.verification.verification import Verification
 
 try:
     __version__ = version("fxquant")
@@ -61,6 +63,7 @@ __all__ = [
     "Program",
     "QuantSpec",
     "Recipe",
+    "Verification",
     "__version__",
     "calibrate",
     "capture",
@@ -78,4 +81,5 @@ __all__ = [
     "quantize",
     "save",
     "transforms",
+    "verify",
 ]
