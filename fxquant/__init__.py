@@ -33,6 +33,8 @@ from fxquant.quantize import ledger, quantize
 from fxquant.recipe import Override, Recipe
 from fxquant.spec import QuantSpec
 from fxquant.stages import convert, lower, prepare
+from fxquant.verification.changes import Thresholds
+from fxquant.verification.diff import Diff, diff
 from fxquant.verification.verification import Verification
 
 try:
@@ -52,6 +54,7 @@ __all__ = [
     "ConfigError",
     "CoverageError",
     "DataError",
+    "Diff",
     "ExportError",
     "Exported",
     "FxQuantError",
@@ -63,6 +66,7 @@ __all__ = [
     "Program",
     "QuantSpec",
     "Recipe",
+    "Thresholds",
     "Verification",
     "__version__",
     "calibrate",
@@ -72,6 +76,7 @@ __all__ = [
     "compiled",
     "convert",
     "cuda_graphs",
+    "diff",
     "export",
     "ledger",
     "load",
