@@ -24,6 +24,7 @@ from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations import plugin
 from fxquant.integrations.dynamo import compiled, register
 from fxquant.integrations.export import Exported, export
+from fxquant.integrations.verify import verify
 from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
@@ -32,6 +33,9 @@ from fxquant.quantize import ledger, quantize
 from fxquant.recipe import Override, Recipe
 from fxquant.spec import QuantSpec
 from fxquant.stages import convert, lower, prepare
+from fxquant.verification.changes import Thresholds
+from fxquant.verification.diff import Diff, diff
+from fxquant.verification.verification import Verification
 
 try:
     __version__ = version("fxquant")
@@ -50,6 +54,7 @@ __all__ = [
     "ConfigError",
     "CoverageError",
     "DataError",
+    "Diff",
     "ExportError",
     "Exported",
     "FxQuantError",
@@ -61,6 +66,8 @@ __all__ = [
     "Program",
     "QuantSpec",
     "Recipe",
+    "Thresholds",
+    "Verification",
     "__version__",
     "calibrate",
     "capture",
@@ -69,6 +76,7 @@ __all__ = [
     "compiled",
     "convert",
     "cuda_graphs",
+    "diff",
     "export",
     "ledger",
     "load",
@@ -78,4 +86,5 @@ __all__ = [
     "quantize",
     "save",
     "transforms",
+    "verify",
 ]
