@@ -32,6 +32,8 @@ KERNEL_SETS: dict[str, Registry[Kernel]] = {}
 QUANTIZERS: dict[str, Emitter] = {}
 # The kinds of device that a set's kernels run on; one that is not named runs anywhere.
 PLACES: dict[str, tuple[str, ...]] = {}
+# How a set lets a lowered graph make its calls; else Python makes them.
+RUNNERS: dict[str, Callable[[fx.GraphModule], None]] = {}
 # Whether a set has kernels here for what passes put in the place of several ops; others have those of the C++ core.
 FUSES: dict[str, Callable[[], bool]] = {}
 

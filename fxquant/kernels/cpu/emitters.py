@@ -9,6 +9,7 @@ from fxquant.graph import edit
 from fxquant.kernels.cpu import attention, native, weight_only
 from fxquant.kernels.cpu.grouped import pack_experts
 from fxquant.kernels.cpu.packed import DEEPEST, column_sums, pack
+from fxquant.kernels.cpu.plan import run_as_plan
 from fxquant.kernels.emit import (
     BYTES,
     LINEARS,
@@ -28,7 +29,7 @@ from fxquant.kernels.layout import Source
 from fxquant.kernels.reference import grouped, linear
 from fxquant.kernels.reference import weight_only as reference_weight_only
 from fxquant.kernels.site import Site
-from fxquant.kernels.table import PLACES, QUANTIZERS, Emitter, emitter
+from fxquant.kernels.table import PLACES, QUANTIZERS, RUNNERS, Emitter, emitter
 
 # Importing these defines the ops.
 __all__ = ["CpuKernels", "attention", "grouped", "linear", "reference_weight_only"]
@@ -60,6 +61,7 @@ class CpuKernels:
         emitter(self.name, "embedding_int8", serves=("embedding",), needs=("weight",))(self.emit_embedding)
         QUANTIZERS[self.name] = emit_quantize
         PLACES[self.name] = ("cpu",)
+        RUNNERS[self.name] = run_as_plan
 
     def emit_linear(self, site: Site) -> fx.Node | str:
         """Emit a linear on a packed weight."""
