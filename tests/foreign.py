@@ -1,9 +1,11 @@
 """Checkpoints as other tools write them, from scratch: tiny models with random integers, scales and zero points."""
 
+import copy
 import json
 from pathlib import Path
 
 import generative
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -92,3 +94,53 @@ def write_folder(folder, model, tensors, config, file="model.safetensors"):
     model.config.architectures = [type(model).__name__]
     (folder / "config.json").write_text(json.dumps({**model.config.to_dict(), "quantization_config": config}))
     save_file(tensors, folder / file, {"format": "pt"})
+
+
+def bert(seed=0):
+    options = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    return generative.build("BertForSequenceClassification", "BertConfig", options, seed=seed)
+
+
+def write_compressed(folder, model, groups, ignore=()):
+    """Let compressed-tensors quantize, compress and write a model; return a function that runs its quantized forward.
+
+    `groups` are schemes with their targets.
+    """
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme, apply_quantization_config
+
+    found = {f"group_{number}": QuantizationScheme(**group) for number, group in enumerate(groups)}
+    config = QuantizationConfig(config_groups=found, ignore=list(ignore), quantization_status="frozen")
+    apply_quantization_config(model, config, show_progress=False)
+    for module in model.modules():
+        if hasattr(module, "quantization_scheme"):
+            _calibrate(module)
+    quantized = copy.deepcopy(model)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    folder.mkdir(exist_ok=True)
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]} if hasattr(model, "config") else {}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    compressor.update_config(folder)
+    return torch.no_grad()(quantized)
+
+
+def _calibrate(module):
+    """Give a module the scales that compressed-tensors finds for its weight, and static ones for its inputs."""
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    weights, inputs = module.quantization_scheme.weights, module.quantization_scheme.input_activations
+    shape = {"tensor": (1, -1), "channel": (len(module.weight), 1, -1)}
+    rows = module.weight.detach().reshape(
+        shape.get(weights.strategy, (len(module.weight), -1, weights.group_size or 1))
+    )
+    ranges = {"weight": (weights, rows.amin(-1), rows.amax(-1))}
+    if inputs is not None and not inputs.dynamic:
+        ranges["input"] = (inputs, torch.tensor([-2.0]), torch.tensor([2.5]))
+    for name, (arguments, low, high) in ranges.items():
+        scale, zero_point = calculate_qparams(low, high, arguments)
+        getattr(module, f"{name}_scale").data = scale
+        if hasattr(module, f"{name}_zero_point"):
+            getattr(module, f"{name}_zero_point").data = zero_point.to(arguments.zp_dtype)

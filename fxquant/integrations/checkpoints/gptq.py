@@ -10,18 +10,17 @@ Version 1 stores Z − 1, modulo 2^bits; version 2 stores Z.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxquant.config import expect, within
 from fxquant.errors import ConfigError, DataError
 from fxquant.integrations.checkpoints.folder import FLOATS, Folder
-from fxquant.integrations.checkpoints.layer import Layer, order_of
+from fxquant.integrations.checkpoints.layer import Layer, grouped, order_of
 from fxquant.integrations.checkpoints.words import BITS, unpack_words
-from fxquant.spec import QParams, QuantSpec
 
 METHOD = "gptq"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -54,7 +53,7 @@ class Settings:
         return next((scheme for pattern, scheme in self.others if pattern.match(path)), self.scheme)
 
 
-def read_gptq(folder: Folder, config: Mapping[str, Any]) -> dict[str, Layer]:
+def read_gptq(folder: Folder, config: Mapping[str, Any], model: nn.Module) -> dict[str, Layer]:
     """Return the quantized linears of a checkpoint by their paths.
 
     Raises:
@@ -141,18 +140,3 @@ def _order(folder: Folder, path: str, settings: Settings, sizes: tuple[int, int,
         return None  # some writers leave it out where groups are as they stand
     k, size, count = sizes
     return order_of(folder.take(name, (torch.int32, torch.int64), (k,)), size, count, folder.where(name))
-
-
-def grouped(
-    integers: Tensor, scale: Tensor, zero_point: Tensor, dtype: str, size: int, order: Tensor | None = None
-) -> Layer:
-    """Return the layer of integers (N, K) with scales and zero points (N, G); one group of all columns is a channel."""
-    spec = QuantSpec(dtype=dtype, granularity="per-group", group_size=size)
-    middle = 0 if spec.format.signed else (spec.qmax + 1) // 2
-    if bool((zero_point == middle).all()):
-        spec = replace(spec, symmetric=True, range="full")
-    if scale.shape[1] == 1:
-        spec = replace(spec, granularity="per-channel", axis=0, group_size=None)
-        return Layer(spec, integers, QParams(scale[:, 0].contiguous(), zero_point[:, 0].to(torch.int32), 0), order)
-    stored = zero_point.new_tensor(middle) if spec.symmetric else zero_point
-    return Layer(spec, integers, QParams(scale, stored.to(spec.format.torch_dtype), None, size), order)

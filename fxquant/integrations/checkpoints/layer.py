@@ -1,6 +1,6 @@
 """`Layer`: what a checkpoint says of one quantized module, whatever its format."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,3 +60,24 @@ def order_of(groups: Tensor, size: int, count: int, where: str) -> Tensor | None
         group = int((counts != torch.bincount(torch.arange(len(groups)) // size, minlength=count)).nonzero()[0])
         raise DataError(f"{where} puts {int(counts[group])} columns into group {group}: expected group_size = {size}")
     return None if torch.equal(order, torch.arange(len(groups))) else order
+
+
+def grouped(
+    integers: Tensor, scale: Tensor, zero_point: Tensor, dtype: str, size: int, order: Tensor | None = None
+) -> Layer:
+    """Return the layer of integers (N, K) with scales and zero points (N, G); one group of all columns is a channel.
+
+    It is symmetric where each zero point is the middle, and of a restricted range where no integer is −128.
+    """
+    spec = QuantSpec(dtype=dtype, granularity="per-group", group_size=size)
+    middle = 0 if spec.format.signed else (spec.qmax + 1) // 2
+    if bool((zero_point == middle).all()):
+        whole = not spec.format.signed or int(integers.amin()) == spec.format.minimum
+        spec = replace(spec, symmetric=True, range="full" if whole else "restricted")
+    if scale.shape[1] == 1:
+        spec = replace(spec, granularity="per-channel", axis=0, group_size=None)
+        flat = QParams(scale[:, 0].contiguous(), zero_point[:, 0].to(torch.int32), 0)
+        return Layer(spec, integers, flat, order)
+    stored = zero_point.new_tensor(middle) if spec.symmetric else zero_point.contiguous()
+    qparams = QParams(scale.contiguous(), stored.to(spec.format.torch_dtype), None, size)
+    return Layer(spec, integers, qparams, order)

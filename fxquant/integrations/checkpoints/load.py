@@ -4,17 +4,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from fxquant.backends import Backend, load_backend
 from fxquant.errors import CaptureError, DataError, suggest
 from fxquant.graph import edit
 from fxquant.graph.rebuild import tensor_key
-from fxquant.integrations.checkpoints import gptq
+from fxquant.integrations.checkpoints import compressed, gptq
 from fxquant.integrations.checkpoints.adopt import Adopt, Layers
 from fxquant.integrations.checkpoints.folder import Folder, open_folder, read_json
 from fxquant.integrations.checkpoints.layer import Layer
-from fxquant.integrations.checkpoints.model import QUANTIZATION, build_model
+from fxquant.integrations.checkpoints.model import QUANTIZATION, build_model, make_skeleton
 from fxquant.memory import give_back
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pipeline
@@ -26,12 +26,13 @@ from fxquant.recipe import Recipe
 from fxquant.registry import Registry
 from fxquant.stages import lower as lowered
 
-# Reads the quantized modules of a folder by their paths, given what its configuration says of them.
-Reader = Callable[[Folder, Mapping[str, Any]], dict[str, Layer]]
+# Reads the quantized modules of a folder by their paths, given what its configuration says and the model.
+Reader = Callable[[Folder, Mapping[str, Any], nn.Module], dict[str, Layer]]
 METHODS: Registry[Reader] = Registry("quantization method")
 METHODS.add(gptq.METHOD, gptq.read_gptq)
+METHODS.add(compressed.METHOD, compressed.read_compressed)
 # The tensors of a quantized module, behind its path.
-PARTS = {gptq.METHOD: gptq.PARTS}
+PARTS = {gptq.METHOD: gptq.PARTS, compressed.METHOD: compressed.PARTS}
 BESIDE = "quantize_config.json"  # where AutoGPTQ keeps what config.json says elsewhere
 
 
@@ -62,9 +63,10 @@ def load_checkpoint(
     """
     chosen = load_backend(backend)
     opened = open_folder(folder)
-    method, layers = read_layers(opened)
+    skeleton = make_skeleton(opened, task)
+    method, layers = read_layers(opened, skeleton)
     own = frozenset(f"{path}.{part}" for path in layers for part in PARTS[method])
-    model = build_model(opened, task, layers, own)
+    model = build_model(opened, skeleton, layers, own)
     graph = _adopted(model, example_inputs, layers, chosen, method)
     del model
     if not lower:
@@ -74,7 +76,7 @@ def load_checkpoint(
     return done
 
 
-def read_layers(folder: Folder) -> tuple[str, dict[str, Layer]]:
+def read_layers(folder: Folder, skeleton: nn.Module) -> tuple[str, dict[str, Layer]]:
     """Return the method that a checkpoint is quantized by, and its quantized modules by their paths.
 
     Raises:
@@ -88,13 +90,12 @@ def read_layers(folder: Folder) -> tuple[str, dict[str, Layer]]:
             f"{folder.path / 'config.json'} has no {QUANTIZATION}: expected a checkpoint that is quantized; a float "
             "model is quantized by fxquant.quantize"
         )
-    method = config.get("quant_method")
+    method = str(config.get("quant_method"))
     if method not in METHODS:
         raise DataError(
-            f"{folder.path / 'config.json'}: quant_method = {str(method)[:80]!r} cannot be read: "
-            f"{suggest(method, METHODS)}"
+            f"{folder.path / 'config.json'}: quant_method = {method[:80]!r} cannot be read: {suggest(method, METHODS)}"
         )
-    return method, METHODS[method](folder, config)
+    return method, METHODS[method](folder, config, skeleton)
 
 
 def _adopted(

@@ -14,24 +14,23 @@ from fxquant.integrations.checkpoints.layer import Layer
 QUANTIZATION = "quantization_config"
 
 
-def build_model(folder: Folder, task: str | None, layers: Mapping[str, Layer], own: frozenset[str]) -> Any:
+def build_model(folder: Folder, skeleton: Any, layers: Mapping[str, Layer], own: frozenset[str]) -> Any:
     """Return the model in float32 and eval mode; modules with a layer are linears or embeddings on its values.
 
     Args:
         folder: the checkpoint.
-        task: as for `load_pretrained`.
+        skeleton: its model without values, from `make_skeleton`.
         layers: what is quantized, by module path.
         own: names of the tensors that layers were made of; the others are the model's.
 
     Raises:
-        DataError: transformers has no such model; it lacks a module, or has it with another shape; a weight is missing.
+        DataError: the model lacks a module, or has it with another shape; a weight is missing.
     """
     transformers = import_transformers()
     with quiet(transformers):
-        config, skeleton = _skeleton(transformers, folder, task)
         _check_modules(skeleton, layers, folder)
         state = _rest(folder, own) | {f"{path}.weight": _stored(skeleton, path, layers[path]) for path in layers}
-        model = _loaded(type(skeleton), config, state, folder)
+        model = _loaded(type(skeleton), skeleton.config, state, folder)
         if model.can_generate() and (folder.path / "generation_config.json").is_file():
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder.path, local_files_only=True)
     for path, layer in layers.items():
@@ -39,20 +38,28 @@ def build_model(folder: Folder, task: str | None, layers: Mapping[str, Layer], o
     return model.eval()
 
 
-def _skeleton(transformers: Any, folder: Folder, task: str | None) -> tuple[Any, Any]:
-    """Return the configuration without what it says of quantization, and the model without values."""
+def make_skeleton(folder: Folder, task: str | None) -> Any:
+    """Return the float model of a checkpoint without values.
+
+    Args:
+        folder: the checkpoint.
+        task: as for `load_pretrained`.
+
+    Raises:
+        DataError: transformers has no such model.
+    """
+    transformers = import_transformers()
     loader = loader_of(transformers, folder.config, folder.path, task)
     try:
         config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
         if hasattr(config, QUANTIZATION):
             delattr(config, QUANTIZATION)
-        with torch.device("meta"):
-            made = loader.from_config(config) if hasattr(loader, "from_config") else loader(config)
+        with quiet(transformers), torch.device("meta"):
+            return loader.from_config(config) if hasattr(loader, "from_config") else loader(config)
     except Exception as error:  # transformers raises what the values made it stumble over
         raise DataError(
             f"{folder.path / 'config.json'}: transformers makes no model of it: {first_line(error)}"
         ) from error
-    return config, made
 
 
 def _check_modules(skeleton: nn.Module, layers: Mapping[str, Layer], folder: Folder) -> None:

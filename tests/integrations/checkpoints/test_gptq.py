@@ -17,6 +17,7 @@ from fxquant.integrations.checkpoints.load import read_layers
 
 IDS = torch.randint(3, 64, (2, 7), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS)
+NONE = torch.nn.Module()
 UP = "model.layers.0.mlp.up_proj"
 SCHEMES = {
     "4 bits": {},
@@ -65,7 +66,7 @@ def test_weights_are_those_of_the_tensors_to_the_bit(tmp_path, scheme):
     parts, weight = foreign.gptq_layer(48, 16, **scheme, generator=torch.Generator().manual_seed(1))
     config = write_layer(tmp_path, parts, bits=scheme.get("bits", 4), group_size=scheme.get("group", 16))
     config["checkpoint_format"] = "gptq" if scheme.get("version", 1) == 1 else "gptq_v2"
-    layer = read_gptq(open_folder(tmp_path), config)["layer"]
+    layer = read_gptq(open_folder(tmp_path), config, NONE)["layer"]
     assert torch.equal(layer.values(), weight)
     assert layer.weight.symmetric == scheme.get("sym", False)
     assert (layer.order is None) == (not scheme.get("act") or scheme.get("group") == -1)
@@ -79,7 +80,7 @@ def test_graph_computes_what_the_float_model_of_these_weights_does(ordered):
 
 def test_graph_holds_the_integers_of_the_file_in_their_order(ordered):
     folder, _, program = ordered
-    layer = read_gptq(open_folder(folder), {"bits": 4, "group_size": 16, "desc_act": True})[
+    layer = read_gptq(open_folder(folder), {"bits": 4, "group_size": 16, "desc_act": True}, NONE)[
         "model.layers.0.mlp.up_proj"
     ]
     packed = edit.constants(program.graphs["step"])[f"{UP}.weight_uint4"]
@@ -125,7 +126,7 @@ def test_shards_and_a_configuration_beside_config_json(tmp_path):
     for file in set(files.values()):
         save_file({name: tensors[name] for name in files if files[name] == file}, tmp_path / file, {"format": "pt"})
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-    method, layers = read_layers(open_folder(tmp_path))
+    method, layers = read_layers(open_folder(tmp_path), model)
     assert method == "gptq"
     assert torch.equal(layers[UP].values(), model.model.layers[0].mlp.up_proj.weight)
 
@@ -137,7 +138,7 @@ def test_modules_of_their_own_schemes(tmp_path):
     config = write_layer(tmp_path, first, dynamic={"+:lay.*": {"bits": 8, "group_size": -1}, "-:never": {}})
     tensors = {f"other.{name}": tensor for name, tensor in second.items()}
     save_file(tensors | load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")
-    layers = read_gptq(open_folder(tmp_path), config)
+    layers = read_gptq(open_folder(tmp_path), config, NONE)
     assert torch.equal(layers["layer"].values(), wide)
     assert torch.equal(layers["other"].values(), narrow)
 
