@@ -22,6 +22,7 @@ from fxquant.errors import (
 )
 from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations import plugin
+from fxquant.integrations.checkpoints.load import load_checkpoint
 from fxquant.integrations.dynamo import compiled, register
 from fxquant.integrations.export import Exported, export
 from fxquant.kernels.cuda.graphs import cuda_graphs
@@ -73,6 +74,7 @@ __all__ = [
     "ledger",
     "load",
     "load_backend",
+    "load_checkpoint",
     "lower",
     "prepare",
     "quantize",
