@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph import edit
-from fxquant.kernels.cpu import attention, native, weight_only
+from fxquant.kernels.cpu import attention, native, pool, weight_only
+from fxquant.kernels.cpu.emit_conv import emit_conv
 from fxquant.kernels.cpu.grouped import pack_experts
 from fxquant.kernels.cpu.packed import DEEPEST, column_sums, pack
 from fxquant.kernels.emit import (
+    CONVOLUTIONS,
     LINEARS,
     activation_of,
     embedding_emitter,
@@ -24,10 +26,10 @@ from fxquant.kernels.layout import Source
 from fxquant.kernels.reference import grouped, linear
 from fxquant.kernels.reference import weight_only as reference_weight_only
 from fxquant.kernels.site import Operand, Site
-from fxquant.kernels.table import DEVICES, QUANTIZERS, Emitter, emitter
+from fxquant.kernels.table import DEVICES, POOLS, QUANTIZERS, Emitter, emitter
 
 # Importing these defines the ops.
-__all__ = ["CpuKernels", "attention", "grouped", "linear", "reference_weight_only"]
+__all__ = ["CpuKernels", "attention", "grouped", "linear", "pool", "reference_weight_only"]
 
 ops = torch.ops.fxquant
 BYTES = (torch.int8, torch.uint8)
@@ -53,8 +55,10 @@ class CpuKernels:
         emitter(self.name, "linear_int8", serves=LINEARS, needs=("weight",))(self.emit_linear)
         emitter(self.name, "linear_weight_only", serves=LINEARS, needs=("weight",))(emit_weight_only)
         emitter(self.name, "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(emit_grouped)
+        emitter(self.name, "conv_int8", serves=CONVOLUTIONS, needs=("x", "weight"))(emit_conv)
         emitter(self.name, "embedding_int8", serves=("embedding",), needs=("weight",))(self.emit_embedding)
         QUANTIZERS[self.name] = emit_quantize
+        POOLS[self.name] = ops.max_pool2d_bytes.default
         DEVICES[self.name] = ("cpu",)
 
     def emit_linear(self, site: Site) -> fx.Node | str:
