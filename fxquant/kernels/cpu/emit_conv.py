@@ -9,7 +9,8 @@ from fxquant.graph import edit
 from fxquant.kernels.cpu import native
 from fxquant.kernels.cpu.packed import DEEPEST
 from fxquant.kernels.cpu.packed_conv import pack_filters
-from fxquant.kernels.emit import activation_of, conv_emitter, conv_refusal, geometry, integers_of
+from fxquant.kernels.emit import BYTES, activation_of, integers_of
+from fxquant.kernels.emit_conv import conv_emitter, conv_refusal, geometry
 from fxquant.kernels.layout import Source
 from fxquant.kernels.reference import conv
 from fxquant.kernels.site import Site
@@ -23,7 +24,7 @@ _reference = conv_emitter(ops.conv_int8.default)
 def emit_conv(site: Site) -> fx.Node | str:
     """Emit a convolution on a packed weight."""
     x, out = site.read("x"), site.requantize
-    wide = out is not None and out.dtype not in (torch.int8, torch.uint8)
+    wide = out is not None and out.dtype not in BYTES
     if conv_refusal(site) or wide or not native.available():
         return _reference(site)
     node, scale = integers_of(site.read("weight"))

@@ -4,9 +4,7 @@ import torch
 
 from fxquant.kernels.devices import Device, devices
 from fxquant.kernels.emit import (
-    CONVOLUTIONS,
     LINEARS,
-    conv_emitter,
     embedding_emitter,
     fp8_emitter,
     grouped_emitter,
@@ -14,6 +12,7 @@ from fxquant.kernels.emit import (
     matmul_emitter,
     weight_only_emitter,
 )
+from fxquant.kernels.emit_conv import CONVOLUTIONS, conv_emitter
 from fxquant.kernels.reference import conv, embedding, fp8, grouped, linear, matmul, weight_only
 from fxquant.kernels.table import emitter
 
