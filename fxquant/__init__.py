@@ -24,6 +24,7 @@ from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations import plugin
 from fxquant.integrations.dynamo import compiled, register
 from fxquant.integrations.export import Exported, export
+from fxquant.integrations.pt2e.inwards import from_pt2e
 from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
@@ -70,6 +71,7 @@ __all__ = [
     "convert",
     "cuda_graphs",
     "export",
+    "from_pt2e",
     "ledger",
     "load",
     "load_backend",

@@ -18,7 +18,7 @@ from fxquant.errors import CaptureError, ConfigError
 from fxquant.graph import edit
 from fxquant.integrations.hf.config import FxQuantConfig
 from fxquant.integrations.hf.skips import skipped_modules, unmatched_unsaid
-from fxquant.integrations.hf.spelled import Style, spelled
+from fxquant.integrations.pt2e.spelled import Style, spelled
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger, read_ledger
 from fxquant.quantize import check_coverage, needs_calibration

@@ -16,7 +16,7 @@ constexpr int64_t kColumns = 64;  // columns of a packed block
 constexpr int64_t kDepth = 4;     // depths that one dot-product lane takes
 
 // Features of a linear up to which all its sums fit: those of weights the two halves of epilogue.h.
-constexpr int64_t kDeepest = 33025;
+constexpr int64_t kDeepest = 32768;
 
 using Half = uint16_t;  // the bits of a bfloat16
 
