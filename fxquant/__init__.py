@@ -25,6 +25,7 @@ from fxquant.integrations import plugin
 from fxquant.integrations.dynamo import compiled, register
 from fxquant.integrations.export import Exported, export
 from fxquant.integrations.pt2e.inwards import from_pt2e
+from fxquant.integrations.pt2e.outwards import to_pt2e
 from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
@@ -79,5 +80,6 @@ __all__ = [
     "prepare",
     "quantize",
     "save",
+    "to_pt2e",
     "transforms",
 ]

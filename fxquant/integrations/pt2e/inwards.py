@@ -10,11 +10,12 @@ from torch.utils import _pytree as pytree
 
 from fxquant.backends import Backend, load_backend
 from fxquant.errors import CaptureError
-from fxquant.graph import edit
+from fxquant.graph import edit, structure
 from fxquant.graph.capture import capture_whole
 from fxquant.graph.checks import checked_example
 from fxquant.graph.example import forward_parameters
 from fxquant.graph.foreign import ENTRANCES, Entrance
+from fxquant.graph.signature import SignatureCodeGen
 from fxquant.integrations.pt2e.operators import called
 from fxquant.integrations.pt2e.translate import FromDecomposed
 from fxquant.passes.annotate import Annotate
@@ -85,6 +86,9 @@ def _example(gm: fx.GraphModule) -> dict[str, Any]:
             raise CaptureError(f"nothing is known of the input %{node.name}: give from_pt2e example_inputs")
         leaves.append(torch.zeros(known.shape, dtype=known.dtype, device=value.device) if known else value)
     codegen = gm.graph._codegen
+    if isinstance(codegen, SignatureCodeGen):
+        given: dict[str, Any] = structure.build(codegen.signature.inputs, leaves)
+        return given
     args, kwargs = tuple(leaves), dict[str, Any]()
     if isinstance(codegen, fx.graph._PyTreeCodeGen):
         args, kwargs = pytree.tree_unflatten(leaves, codegen.pytree_info.in_spec)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.export import Dim
 from torch.nn import functional
 
+import fxquant as fxq
 from fxquant.integrations.pt2e.operators import decomposed
 
 WIDTH, HEADS, VOCABULARY = 32, 4, 40
@@ -73,3 +74,50 @@ def exported():
 def written(module, *example):
     """Return a module that calls operators by itself as `convert_pt2e` would return it."""
     return torch.export.export(module.eval(), example).module()
+
+
+NAMES = ("input_ids", "mask")
+
+
+def named(*args):
+    return dict(zip(NAMES, inputs(*args), strict=True))
+
+
+@cache
+def converted(recipe, backend="x86"):
+    """Return a Q/DQ graph of the encoder, which must not be changed."""
+    prepared = fxq.prepare(captured(), backend, recipe)
+    if recipe == "static":
+        fxq.calibrate(prepared, [named(4, 8, seed) for seed in range(3)], progress=False)
+    return fxq.convert(prepared)
+
+
+@cache
+def captured():
+    """Return the captured encoder, which must not be changed."""
+    return fxq.capture(encoder(), named())
+
+
+class Chain(nn.Module):
+    """Linears with fixed scales in and out: through relu, and through a view that integers are handed on by."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        x = self.second(x).unflatten(-1, (2, 8)).transpose(-1, -2).flatten(-2)
+        return self.third(x)
+
+
+X = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
+
+
+@cache
+def chain(backend="x86"):
+    """Return the Q/DQ graph of a chain with fixed scales."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        graph = fxq.prepare(fxq.capture(Chain().eval(), (X,)), backend, "static")
+    return fxq.convert(fxq.calibrate(graph, [(X,)], progress=False))
