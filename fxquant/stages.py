@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxquant.backends import Backend, load_backend, read_backend
-from fxquant.errors import FxQuantError, FxQuantWarning
+from fxquant.errors import FxQuantError, FxQuantWarning, first_line
 from fxquant.graph import edit, place
 from fxquant.graph.foreign import entered
 from fxquant.kernels.table import check_device
@@ -115,7 +115,7 @@ def lower(
         release(lowered.graphs.values() if isinstance(lowered, Program) else [lowered])
         return lowered
     except torch.OutOfMemoryError as error:
-        failure = str(error).splitlines()[0]
+        failure = first_line(error)
     # Only here is what was lowered so far let go.
     gc.collect()
     raise FxQuantError(f"there is no memory left to lower the graph, which is as it was: {failure}")

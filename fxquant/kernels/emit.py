@@ -1,14 +1,20 @@
 """Emitters that several kernel sets share: one for each op family, given the set's own ops."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxquant.graph import edit
+from fxquant.kernels.int4 import unpack_int4
+from fxquant.kernels.layout import Source
 from fxquant.kernels.site import Operand, Site
 from fxquant.kernels.table import Emitter
+from fxquant.spec import QuantSpec
 
+BYTES = (torch.int8, torch.uint8)
 ACTIVATIONS = {"linear": "none", "linear_add": "none", "linear_relu": "relu", "linear_silu": "silu"}
 UNQUANTIZED = "of float activations it gives float32, where its result is to be quantized"
 LINEARS = (*ACTIVATIONS, "linear_gelu")
@@ -127,6 +133,56 @@ def weight_only_refusal(site: Site) -> str | None:
 def stored(node: fx.Node) -> fx.Node:
     """Return the constant behind the integers of a weight: the node itself, or the bytes that it unpacks."""
     return node if edit.is_constant(node) else node.all_input_nodes[0]
+
+
+def read_integers(gm: fx.GraphModule, node: fx.Node) -> Tensor:
+    """Return the integers of a weight, one an element: those of a constant, or of one that is unpacked from bytes."""
+    tensor = edit.get_tensor(gm, stored(node))
+    return tensor if edit.is_constant(node) else unpack_int4(tensor, *node.args[1:])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a kernel of float activations wants a weight (N, K), its scale and its zero point."""
+
+    layout: str
+    pack: Callable[[Tensor, QuantSpec], Tensor]
+    pack_parameter: Callable[[Tensor, tuple[int, ...], QuantSpec], Tensor]
+    arguments: Callable[[QuantSpec, tuple[int, ...]], tuple[int, ...]]  # what unpacking has to know
+
+
+def weight_in_form(site: Site, form: Form) -> tuple[fx.Node, fx.Node, fx.Node | None]:
+    """Return nodes of a site's weight, its scale and its zero point in a form; a tied weight is packed once."""
+    weight = site.read("weight")
+    node, spec, scale, zero_point = weight.quantized, weight.spec, weight.scale, weight.zero_point
+    assert node is not None and spec is not None and scale is not None and zero_point is not None
+    plain, shape = str(stored(node).target), shape_of(node)
+    name = f"{plain}_{form.layout}"
+
+    def of_groups(parameter: fx.Node) -> Tensor:
+        return form.pack_parameter(edit.get_tensor(site.gm, parameter), shape, spec)
+
+    source = Source(plain, form.layout, form.arguments(spec, shape))
+    packed = site.constant(name, lambda: form.pack(read_integers(site.gm, node), spec), source)
+    scales = site.constant(f"{name}_scale", lambda: of_groups(scale))
+    zeros = None if spec.symmetric else site.constant(f"{name}_zero_point", lambda: of_groups(zero_point))
+    return packed, scales, zeros
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape of a constant."""
+    known = edit.info(node)
+    assert known is not None, "constants are described"
+    return known.shape
+
+
+def emit_static_quantize(site: Site) -> fx.Node | str:
+    """Emit a static per-tensor quantize that no kernel took over."""
+    out = site.requantize
+    if out is None or out.dtype not in BYTES:
+        return "torch's own ops quantize"
+    target, source = torch.ops.fxquant.quantize_static.default, site.read("x").value
+    return site.emit(target, source, out.scale, out.zero_point, out.qmin, out.qmax, out.dtype)
 
 
 def weight_only_emitter(op: Any) -> Emitter:

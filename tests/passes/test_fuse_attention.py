@@ -55,7 +55,7 @@ def nodes(gm, target):
 def call(gm, inputs):
     with torch.no_grad():
         found = gm(**inputs) if isinstance(inputs, dict) else gm(*inputs)
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+    return models.tensors(found)
 
 
 def assert_same(a, b, inputs):

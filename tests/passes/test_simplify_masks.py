@@ -115,7 +115,7 @@ def call(gm, inputs):
     args = inputs if isinstance(inputs, tuple) else ()
     named = inputs if isinstance(inputs, dict) else {}
     with torch.no_grad():
-        return [leaf for leaf in torch.utils._pytree.tree_leaves(gm(*args, **named)) if isinstance(leaf, torch.Tensor)]
+        return models.tensors(gm(*args, **named))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,7 +15,8 @@ from fxquant.errors import ConfigError
 from fxquant.graph import edit
 from fxquant.integrations.pt2e.dynamic import spell_dynamic
 from fxquant.integrations.pt2e.operators import called, decomposed
-from fxquant.kernels import int4, qdq
+from fxquant.kernels import qdq
+from fxquant.kernels.emit import read_integers, stored
 from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, DEQUANTIZE_GROUPS, QUANTIZE, UNPACK_INT4
 from fxquant.spec import QuantSpec
 
@@ -118,10 +119,8 @@ def _spell_groups(gm: fx.GraphModule) -> None:
 
 def _unpack(gm: fx.GraphModule, node: fx.Node) -> None:
     """Store the integers of a 4-bit constant one to a byte: exporters have no operator for two."""
-    packed, size, signed = node.args
-    assert isinstance(packed, fx.Node)
-    integers = int4.unpack_int4(edit.get_tensor(gm, packed), size, signed)  # type: ignore[arg-type]
-    edit.replace(node, edit.add_constant(gm, f"{packed.target}_unpacked", integers, node))
+    integers = read_integers(gm, node)
+    edit.replace(node, edit.add_constant(gm, f"{stored(node).target}_unpacked", integers, node))
 
 
 def _spell_fixed(gm: fx.GraphModule, node: fx.Node, operators: Any, float_weights: bool) -> None:

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 from pt2e_graphs import LINEARS, X, captured, chain, converted, inputs, named
 
 import fxquant as fxq
@@ -24,7 +25,9 @@ def run(report, *args):
 @pytest.fixture(scope="session")
 def executorch(torchao):
     """The package, or a skip: pip install fxquant[executorch]."""
-    return pytest.importorskip("executorch.exir")
+    package = pytest.importorskip("executorch.exir")
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=True):  # it traces a graph more than ten times
+        yield package
 
 
 @pytest.mark.slow

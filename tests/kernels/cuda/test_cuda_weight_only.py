@@ -17,6 +17,7 @@ import fxquant as fxq
 import fxquant.kernels
 from fxquant.errors import ConfigError
 from fxquant.graph import edit
+from fxquant.kernels.cpu.weight_only import pack_parameter
 from fxquant.kernels.cuda import tiles
 from fxquant.kernels.cuda.choice import VARIABLE
 from fxquant.kernels.cuda.device import codes
@@ -49,7 +50,7 @@ def layer(n, k, spec, seed=0):
     weight = torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
     qparams = choose_qparams(weight, spec)
     integers = quantize(weight, qparams, spec)
-    scale, zero_point = (tiles.pack_parameter(each, (n, k), spec) for each in (qparams.scale, qparams.zero_point))
+    scale, zero_point = (pack_parameter(each, (n, k), spec) for each in (qparams.scale, qparams.zero_point))
     packed = (tiles.pack(integers, spec), scale, None if spec.symmetric else zero_point)
     shape = (n, tiles.tiling(spec, k).group, 4 if spec.format.packed else 8)
     stored = pack_int4(integers) if spec.format.packed else integers
@@ -125,7 +126,7 @@ def test_whole_numbers_are_multiplied_exactly(interpreted, rows):
     integers = torch.randint(-8, 8, (65, 70), dtype=torch.int8)
     scale = 2.0 ** torch.randint(-3, 4, (65, 3))
     zeros = torch.randint(-8, 8, (65, 3), dtype=torch.int32)
-    scales, zero_points = (tiles.pack_parameter(each, (65, 70), spec) for each in (scale, zeros))
+    scales, zero_points = (pack_parameter(each, (65, 70), spec) for each in (scale, zeros))
     x = torch.randint(-9, 10, (rows, 70)).bfloat16()
     weight = (integers - zeros.repeat_interleave(32, 1)[:, :70]) * scale.repeat_interleave(32, 1)[:, :70]
     y = run(x, (tiles.pack(integers, spec), scales, zero_points), (65, 32, 4))

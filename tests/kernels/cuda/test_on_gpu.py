@@ -10,6 +10,7 @@ from captured import captured, converted
 import fxquant as fxq
 import fxquant.kernels
 from fxquant.graph import edit
+from fxquant.kernels.cpu.weight_only import pack_parameter
 from fxquant.kernels.cuda import choice, gemm, launch_fp8, tiles, triton_support
 from fxquant.kernels.int4 import pack_int4
 from fxquant.numerics import choose_qparams, quantize
@@ -115,7 +116,7 @@ def test_weights_in_tiles(size, group, kind, dtype):
     weight = random(n, k, seed=1)
     qparams = choose_qparams(weight, spec)
     codes = quantize(weight, qparams, spec)
-    scale, zero_point = (tiles.pack_parameter(each, (n, k), spec) for each in (qparams.scale, qparams.zero_point))
+    scale, zero_point = (pack_parameter(each, (n, k), spec) for each in (qparams.scale, qparams.zero_point))
     packed = (tiles.pack(codes, spec), scale, None if spec.symmetric else zero_point)
     x, bias, residual = random(m, k).to(dtype), random(n), random(m, n)
     shape = (n, tiles.tiling(spec, k).group, 4 if spec.format.packed else 8, torch.float32, None)
