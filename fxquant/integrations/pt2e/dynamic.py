@@ -1,6 +1,7 @@
 """Scales found at run time in the operators of `quantized_decomposed`."""
 
 import operator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,20 +16,18 @@ from fxquant.spec import QuantSpec
 
 
 def spell_dynamic(gm: fx.GraphModule) -> None:
-    """Replace choose_qparams, quantize and dequantize where the dialect has an operator for the scheme.
+    """Replace choose_qparams, quantize and dequantize where the dialect has operators for the scheme.
 
-    The dialect finds zero points of tokens for int8 alone: uint8 becomes that, with 128 less in integers and zero
-    points. What has no operator stays.
+    What has none stays.
     """
     for node in gm.graph.find_nodes(op="call_function", target=CHOOSE_QPARAMS):
-        _, dtype, granularity, _, symmetric, scope = node.args
-        if dtype not in ("int8", "uint8") or granularity == "per-channel" or not _is_plain(node):
-            continue
-        signed = "int8" if granularity == "per-token" and not symmetric else dtype
-        spec = QuantSpec(dtype=signed, granularity=granularity, dynamic=True, symmetric=symmetric, range=scope)
-        choose = _chooser(spec)
-        if choose is not None:
-            _rewrite(node, spec, choose)
+        _, dtype, granularity, axis, symmetric, scope = node.args
+        spec = QuantSpec(
+            dtype=dtype, granularity=granularity, axis=axis, symmetric=symmetric, range=scope, dynamic=True
+        )
+        dynamic = Dynamic(spec)
+        if dynamic.known and _is_plain(node):
+            _rewrite(node, dynamic)
     edit.sweep(gm)
 
 
@@ -39,38 +38,72 @@ def _is_plain(choose: fx.Node) -> bool:
     return pairs and all(user.target is DEQUANTIZE for q in readers if q.target is QUANTIZE for user in q.users)
 
 
-def _chooser(spec: QuantSpec) -> tuple[Any, tuple[Any, ...]] | None:
-    """Return the operator that finds the scale of a spec, and its arguments behind the tensor."""
-    operators = decomposed()
-    dtype = spec.format.torch_dtype
-    if spec.granularity == "per-token":
+@dataclass(frozen=True)
+class Dynamic:
+    """A scheme with scales found at run time, as calls of the dialect.
+
+    The dialect finds zero points of tokens for int8 alone: uint8 becomes that, with 128 less in integers and zero
+    points.
+    """
+
+    spec: QuantSpec
+
+    @property
+    def known(self) -> bool:
+        """Whether the dialect has operators for it."""
+        spec = self.spec
+        if spec.format.packed or spec.format.floating or spec.granularity not in ("per-tensor", "per-token"):
+            return False
         if not spec.symmetric:
-            return operators.choose_qparams_per_token_asymmetric.default, (dtype,)
-        restricted = (spec.dtype, spec.range) == ("int8", "restricted")
-        return (operators.choose_qparams_per_token.default, (dtype,)) if restricted else None
-    arguments = (spec.qmin, spec.qmax, SMALLEST_SCALE, dtype)
-    if not spec.symmetric:
-        return operators.choose_qparams.tensor, arguments
-    return (operators.choose_qparams_symmetric.tensor, arguments) if spec.dtype == "int8" else None
+            return True
+        return spec.dtype == "int8" and (spec.granularity == "per-tensor" or spec.range == "restricted")
 
+    @property
+    def written(self) -> QuantSpec:
+        """The spec of the integers that the calls give."""
+        by_token = self.spec.granularity == "per-token" and not self.spec.symmetric
+        return QuantSpec.from_dict({**self.spec.to_dict(), "dtype": "int8"}) if by_token else self.spec
 
-def _rewrite(choose: fx.Node, spec: QuantSpec, chooser: tuple[Any, tuple[Any, ...]]) -> None:
-    graph, operators, (target, arguments) = choose.graph, decomposed(), chooser
-    by_token = spec.granularity == "per-token"
-    limits = (spec.qmin, spec.qmax, spec.format.torch_dtype)
-    with graph.inserting_before(choose):
-        both = edit.call(graph, target, (choose.args[0], *arguments), like=choose)
-        scheme = [edit.call(graph, operator.getitem, (both, place), like=choose) for place in (0, 1)]
-    readers = {user: None for part in choose.users for user in part.users}
-    for node in readers:
-        verb = "quantize" if node.target is QUANTIZE else "dequantize"
-        name = f"{verb}_per_token" if by_token else f"{verb}_per_tensor"
-        packet = getattr(operators, name)
+    def choose(self, source: fx.Node) -> list[fx.Node]:
+        """Insert, where the graph inserts, what finds scale and zero point of a value; return their nodes."""
+        operators, spec, graph = decomposed(), self.written, source.graph
+        dtype = spec.format.torch_dtype
+        if spec.granularity == "per-token":
+            name = "choose_qparams_per_token"
+            arguments: tuple[Any, ...] = (dtype,)
+            target = getattr(operators, name if spec.symmetric else f"{name}_asymmetric").default
+        else:
+            arguments = (spec.qmin, spec.qmax, SMALLEST_SCALE, dtype)
+            target = getattr(operators, "choose_qparams_symmetric" if spec.symmetric else "choose_qparams").tensor
+        both = edit.call(graph, target, (source, *arguments), like=source)
+        return [edit.call(graph, operator.getitem, (both, place), like=source) for place in (0, 1)]
+
+    def convert(self, verb: str, source: fx.Node, scheme: list[fx.Node], known: TensorInfo | None) -> fx.Node:
+        """Insert, where the graph inserts, a "quantize" or "dequantize" of a value."""
+        spec, by_token = self.written, self.spec.granularity == "per-token"
+        packet = getattr(decomposed(), f"{verb}_per_{'token' if by_token else 'tensor'}")
         tail = (torch.float32,) if by_token and verb == "dequantize" else ()
-        value = edit.info(node)
-        if value is not None and verb == "quantize":
-            value = TensorInfo(spec.format.torch_dtype, value.shape, value.dynamic)
-        with graph.inserting_before(node):
-            args = (node.args[0], *scheme, *limits, *tail)
-            new = edit.call(graph, packet.default if by_token else packet.tensor, args, like=node, value=value)
+        args = (source, *scheme, spec.qmin, spec.qmax, spec.format.torch_dtype, *tail)
+        if known is not None:
+            dtype = spec.format.torch_dtype if verb == "quantize" else torch.float32
+            known = TensorInfo(dtype, known.shape, known.dynamic)
+        return edit.call(source.graph, packet.default if by_token else packet.tensor, args, like=source, value=known)
+
+    def put(self, node: fx.Node) -> None:
+        """Replace a call by what finds the scale of its argument, a quantize and a dequantize."""
+        source: Any = node.args[0]
+        with node.graph.inserting_before(node):
+            scheme = self.choose(source)
+            q = self.convert("quantize", source, scheme, None)
+            edit.replace(node, self.convert("dequantize", q, scheme, None))
+
+
+def _rewrite(choose: fx.Node, dynamic: Dynamic) -> None:
+    source: Any = choose.args[0]
+    with choose.graph.inserting_before(choose):
+        scheme = dynamic.choose(source)
+    for node in {user: None for part in choose.users for user in part.users}:
+        verb, reads = "quantize" if node.target is QUANTIZE else "dequantize", node.args[0]
+        with choose.graph.inserting_before(node):
+            new = dynamic.convert(verb, reads, scheme, edit.info(node))  # type: ignore[arg-type]
         edit.replace(node, new)

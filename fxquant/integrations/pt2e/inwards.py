@@ -110,10 +110,10 @@ def _take_paths(gm: fx.GraphModule, source: fx.GraphModule) -> None:
     for target, nodes in ours.items():
         if nodes[0].op == "call_function" and len(nodes) == len(theirs.get(target, ())):
             for new, old in zip(nodes, theirs[target], strict=True):
-                edit.mark(new, path=_path(old) or None)
+                edit.mark(new, path=module_path(old) or None)
 
 
-def _path(node: fx.Node) -> str:
+def module_path(node: fx.Node) -> str:
     """Return the path of the innermost module that an exported call is in."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return re.sub(r"@\d+", "", str(stack[-1][0])) if stack else ""
