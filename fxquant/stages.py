@@ -13,7 +13,7 @@ from fxquant.backends import Backend, load_backend, read_backend
 from fxquant.errors import FxQuantError, FxQuantWarning, first_line
 from fxquant.graph import edit, place
 from fxquant.graph.foreign import entered
-from fxquant.kernels.table import check_device
+from fxquant.kernels.table import RUNNERS, check_device
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass, Pipeline
 from fxquant.passes.canonicalize import CANONICAL
@@ -148,6 +148,8 @@ def _lower(qdq: fx.GraphModule, backend: Backend | None, padded_outputs: str | N
 
 def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...]) -> fx.GraphModule:
     gm = edit.clone(qdq)
+    if backend.kernels in RUNNERS:
+        RUNNERS[backend.kernels](gm)
     first = () if backend == recorded_backend(gm) else (Annotate(backend, None),)
     Pipeline((*first, Lower(backend), *listed)).run(gm)
     edit.mark(gm, stage="lowered", backend=backend.to_dict())
