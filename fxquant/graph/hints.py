@@ -24,4 +24,4 @@ def _functions() -> tuple[Callable[[Any], bool], Callable[[Any], int]]:
 
     if hasattr(shapes, "guarding_hint_or_throw"):
         return shapes.has_guarding_hint, shapes.guarding_hint_or_throw
-    return shapes.has_hint, shapes.hint_int  # type: ignore[attr-defined]  # torch before 2.13
+    return shapes.has_hint, shapes.size_hint  # type: ignore[attr-defined]  # torch before 2.13
