@@ -22,8 +22,11 @@ from fxquant.errors import (
 )
 from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations import plugin
+from fxquant.integrations.checkpoints.load import load_checkpoint
 from fxquant.integrations.dynamo import compiled, register
 from fxquant.integrations.export import Exported, export
+from fxquant.integrations.pt2e.inwards import from_pt2e
+from fxquant.integrations.pt2e.outwards import to_pt2e
 from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
@@ -70,12 +73,15 @@ __all__ = [
     "convert",
     "cuda_graphs",
     "export",
+    "from_pt2e",
     "ledger",
     "load",
     "load_backend",
+    "load_checkpoint",
     "lower",
     "prepare",
     "quantize",
     "save",
+    "to_pt2e",
     "transforms",
 ]

@@ -12,17 +12,20 @@ from fxquant import atomic, manifest
 from fxquant.errors import ConfigError, ExportError
 from fxquant.graph import edit
 from fxquant.integrations.onnx.export import write_onnx
-from fxquant.integrations.substitutions import Substitution
+from fxquant.integrations.pt2e.executorch import write_executorch
+from fxquant.integrations.pt2e.outwards import write_pt2e
+from fxquant.integrations.substitutions import Substitution, Written
 from fxquant.ledger import read_ledger
 from fxquant.portable import portable
 from fxquant.program import Program
 from fxquant.registry import Registry
 
-# Writes a Q/DQ graph into a folder, under this name and for this target (None: the format's own), and returns what it
-# had to substitute.
-Writer = Callable[[fx.GraphModule, Path, str, str | None], tuple[Substitution, ...]]
+# Writes a Q/DQ graph into a folder, under this name and for this target (None: the format's own).
+Writer = Callable[[fx.GraphModule, Path, str, str | None], Written]
 FORMATS: Registry[Writer] = Registry("format")
 FORMATS.add("onnx", write_onnx)
+FORMATS.add("pt2e", write_pt2e)
+FORMATS.add("executorch", write_executorch)
 REPORT = "export.json"
 _KIND = "fxquant export"
 _ALONE = "model"  # what the file of a graph is called that is no part of a Program
@@ -30,11 +33,16 @@ _ALONE = "model"  # what the file of a graph is called that is no part of a Prog
 
 @dataclass(frozen=True)
 class Exported:
-    """A written folder: its files, and for each graph what was substituted in it."""
+    """A written folder: its files, and for each graph what was substituted in it and what else is to be known."""
 
     folder: Path
     files: tuple[str, ...]
-    substitutions: dict[str, tuple[Substitution, ...]]
+    written: dict[str, Written]
+
+    @property
+    def substitutions(self) -> dict[str, tuple[Substitution, ...]]:
+        """What was substituted in each graph."""
+        return {name: each.substitutions for name, each in self.written.items()}
 
     def summary(self) -> str:
         """Return the files, and a line for each kind of substitution: how often, and what it means."""
@@ -45,6 +53,7 @@ class Exported:
             for kind, count in Counter(each.name for each in found).items():
                 numbers = "same numbers" if texts[kind].exact else "other numbers"
                 lines.append(f"  {count} × {kind} ({numbers}): {texts[kind].text}")
+            lines += [f"  {text}" for text in self.written[name].notes]
         return "\n".join(lines)
 
 
@@ -59,7 +68,7 @@ def export(
     Args:
         graph: what `convert`, `lower`, `quantize` or `load` returns.
         folder: where the files go.
-        format: "onnx".
+        format: "onnx", "pt2e" or "executorch".
         target: the runtime to write for (docs/export.md); by default that of the format.
 
     Raises:
@@ -112,11 +121,12 @@ def _report(
     format: str,
     target: str | None,
     graphs: dict[str, fx.GraphModule],
-    found: dict[str, tuple[Substitution, ...]],
+    found: dict[str, Written],
 ) -> dict[str, object]:
     described = {
         name: {
-            "substitutions": [each.to_dict() for each in found[name]],
+            "substitutions": [each.to_dict() for each in found[name].substitutions],
+            "notes": list(found[name].notes),
             "ledger": json.loads(read_ledger(gm).to_json()),
         }
         for name, gm in graphs.items()

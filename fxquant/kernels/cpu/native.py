@@ -16,7 +16,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from fxquant.errors import ConfigError, FxQuantWarning
-from fxquant.kernels.cpu import cached_attention, packed, rotary, row_program, unpad, weight_only
+from fxquant.kernels.cpu import cached_attention, packed, packed_conv, rotary, row_program, unpad, weight_only
 from fxquant.kernels.cpu.isa import PROCESSORS, VARIABLE, forced_isa, micro_kernels, torch_stands_in
 from fxquant.kernels.cpu.toolchain import core_files, core_folders, fingerprint, flags
 
@@ -24,6 +24,7 @@ __all__ = [
     "available",
     "cached_attention",
     "packed",
+    "packed_conv",
     "rotary",
     "row_program",
     "unpad",

@@ -106,10 +106,10 @@ def test_static_equals_the_reference(native_isa, dtype, batch, k, n, activation,
 
 
 def test_accumulators_are_exact_at_the_extremes(native_isa):
-    """u8 255 times s8 ±127 over K = 4096 would saturate int16 in every pair."""
+    """u8 255 times s8 127 or −128 over K = 4096 would saturate int16 in every pair."""
     k, n = 4096, 65
     weight = torch.full((n, k), 127, dtype=torch.int8)
-    weight[1::2] = -127
+    weight[1::2] = -128
     x = torch.full((7, k), 255, dtype=torch.uint8)
     one, zero = torch.ones(()), torch.zeros((), dtype=torch.int32)
     weights = (packed.pack(weight), torch.ones(n), packed.column_sums(weight))
@@ -118,10 +118,10 @@ def test_accumulators_are_exact_at_the_extremes(native_isa):
 
 
 @pytest.mark.parametrize("zero_point", [0, 1, 128, 255])
-@pytest.mark.parametrize("sign", [-127, 127])
-def test_sums_of_weights_are_exact_at_the_greatest_depth(native_isa, sign, zero_point):
+@pytest.mark.parametrize("value", [-128, 127])
+def test_sums_of_weights_are_exact_at_the_greatest_depth(native_isa, value, zero_point):
     k = packed.DEEPEST
-    weight = torch.full((5, k), sign, dtype=torch.int8)
+    weight = torch.full((5, k), value, dtype=torch.int8)
     weight[1, ::2] = 0
     x = torch.randint(0, 256, (3, k), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x[0], x[1] = 0, 255
@@ -134,7 +134,7 @@ def test_sums_of_weights_are_exact_at_the_greatest_depth(native_isa, sign, zero_
 def test_a_deeper_weight_is_refused(native_isa):
     weight = torch.zeros(1, packed.DEEPEST + 1, dtype=torch.int8)
     arguments = (packed.pack(weight), torch.ones(()), packed.column_sums(weight), None, None, "none", *SCHEMES[0])
-    with pytest.raises(RuntimeError, match="the weight has 33026 features; these kernels are exact up to 33025"):
+    with pytest.raises(RuntimeError, match="the weight has 32768 features; these kernels are exact up to 32767"):
         ops.packed_linear_dynamic_int8(torch.ones(1, packed.DEEPEST + 1), *arguments)
 
 

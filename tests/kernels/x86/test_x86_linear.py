@@ -107,18 +107,18 @@ def test_static_per_token_scales(each_isa, dtype):
     assert_near(ops.x86_linear_int8(*start, *FLOAT_OUTPUT), reference, (x - zero_point) * scale, weight, weight_scale)
 
 
-@pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
-def test_the_largest_operands_do_not_saturate(each_isa, sign):
+@pytest.mark.parametrize("value", [127, -128], ids=["positive", "negative"])
+def test_the_largest_operands_do_not_saturate(each_isa, value):
     depth, rows = 4096, 20
-    weight = torch.full((33, depth), 127 * sign, dtype=torch.int8)
+    weight = torch.full((33, depth), value, dtype=torch.int8)
     one = torch.tensor(1.0)
     x = torch.full((rows, depth), 255, dtype=torch.uint8)
     y = ops.x86_linear_int8(x, one, int32(0), weight, one, None, None, "none", *FLOAT_OUTPUT)
-    assert torch.equal(y, torch.full((rows, 33), 255.0 * 127 * depth * sign))
+    assert torch.equal(y, torch.full((rows, 33), 255.0 * value * depth))
     values = torch.full((rows, depth), 255.0)
     for rows_given in (values, values[:1]):
         y = ops.x86_linear_dynamic_int8(rows_given, weight, one, None, None, "none", *SPECS["uint8-affine-per-token"])
-        torch.testing.assert_close(y, torch.full_like(y, 255.0 * 127 * depth * sign), rtol=1e-6, atol=0)
+        torch.testing.assert_close(y, torch.full_like(y, 255.0 * value * depth), rtol=1e-6, atol=0)
 
 
 def test_an_int32_bias_is_in_units_of_the_accumulator(each_isa):
