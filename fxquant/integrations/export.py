@@ -89,8 +89,8 @@ def export(
     """
     write = FORMATS[format]
     graphs = {_ALONE: graph} if isinstance(graph, fx.GraphModule) else _graphs(graph)
+    check_destination(folder)
     place = Path(folder).resolve()
-    check_destination(place)
     converted = {name: _converted(gm) for name, gm in graphs.items()}
     try:
         with atomic.replacing(place) as partial:
@@ -102,20 +102,14 @@ def export(
     return Exported(Path(folder), files, found)
 
 
-def check_destination(folder: Path) -> None:
-    """Raise `ExportError` if `folder` holds something else than an export."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ExportError(f"{folder} is a file: export takes a folder that is new, empty or holds an export")
-    inside = sorted(path.name for path in folder.iterdir())
-    if inside and not _is_export(folder / REPORT):
-        raise ExportError(f"{folder} holds {', '.join(inside[:5])} and no export: give a folder that is new or empty")
+def check_destination(folder: str | Path) -> None:
+    """Raise `ExportError` if `folder` holds something else than an export, so that `export` would refuse it."""
+    atomic.occupants(Path(folder).resolve(), "export", "export", _is_export, ExportError)
 
 
-def _is_export(report: Path) -> bool:
+def _is_export(folder: Path) -> bool:
     try:
-        data = json.loads(report.read_bytes())
+        data = json.loads((folder / REPORT).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(data, dict) and data.get("kind") == _KIND

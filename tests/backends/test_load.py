@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from backend_files import weights_alone
 
 from fxquant.backends import Backend, load_backend, packaged_backends, read_backend, registered_vocabulary
 from fxquant.errors import ConfigError
@@ -10,17 +11,7 @@ from fxquant.ops import OPS
 from fxquant.spec import QuantSpec
 
 PACKAGED = ["arm", "cuda", "reference", "x86"]
-MINE = """
-name = "mine"
-kernels = "reference"
-[spec.weight]
-symmetric = true
-granularity = "per-channel"
-[[op]]
-use = "linear"
-kernel = "linear_int8"
-weight = "weight"
-"""
+MINE = weights_alone("mine", "linear")
 
 
 @pytest.fixture
