@@ -22,6 +22,7 @@ from fxquant.passes.lower import Lower
 from fxquant.passes.lowering import listed_passes
 from fxquant.passes.observe import Observe
 from fxquant.passes.share_qparams import ShareQParams
+from fxquant.passes.smooth_activations import SmoothActivations
 from fxquant.passes.unpad import ZERO, check_padded_outputs
 from fxquant.portable import keep, portable, release
 from fxquant.program import Program
@@ -74,7 +75,7 @@ def convert(prepared: Graph) -> Graph:
 def _convert(prepared: fx.GraphModule, weights: Convert) -> fx.GraphModule:
     _expect_stage(prepared, "convert", "prepared", "fxquant.prepare")
     gm = edit.clone(prepared)
-    Pipeline((weights, ShareQParams())).run(gm)
+    Pipeline((SmoothActivations(), weights, ShareQParams())).run(gm)
     edit.mark(gm, stage="converted")
     return gm
 

@@ -16,13 +16,23 @@ from filelock import FileLock
 from rich.console import Console
 
 from fxquant.errors import ConfigError, FxQuantWarning
-from fxquant.kernels.cpu import cached_attention, packed, packed_conv, rotary, row_program, unpad, weight_only
+from fxquant.kernels.cpu import (
+    cached_attention,
+    cross_attention,
+    packed,
+    packed_conv,
+    rotary,
+    row_program,
+    unpad,
+    weight_only,
+)
 from fxquant.kernels.cpu.isa import PROCESSORS, VARIABLE, forced_isa, micro_kernels, torch_stands_in
 from fxquant.kernels.cpu.toolchain import core_files, core_folders, fingerprint, flags
 
 __all__ = [
     "available",
     "cached_attention",
+    "cross_attention",
     "packed",
     "packed_conv",
     "rotary",
