@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-# Modules of a tiny LLaMA of one layer that checkpoints quantize.
+import fxquant as fxq
+
+IDS = torch.randint(3, 64, (2, 7), generator=torch.Generator().manual_seed(0))
 LLAMA = ("LlamaForCausalLM", "LlamaConfig", {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 64, "max_position_embeddings": 64,
@@ -144,3 +146,13 @@ def _calibrate(module):
         getattr(module, f"{name}_scale").data = scale
         if hasattr(module, f"{name}_zero_point"):
             getattr(module, f"{name}_zero_point").data = zero_point.to(arguments.zp_dtype)
+
+
+GROUPS = {"granularity": "per-group", "group_size": 16}
+CHANNEL = {"granularity": "per-channel", "symmetric": True, "observer": "minmax"}
+
+
+def quantized(bert, weight, overrides=(), activation="float", backend="x86"):
+    """Return the Q/DQ graph of a BERT with weights of a spec."""
+    recipe = fxq.Recipe(specs={"activation": activation, "weight": weight}, overrides=overrides)
+    return fxq.convert(fxq.prepare(bert, backend, recipe))

@@ -76,23 +76,23 @@ def _check_modules(skeleton: nn.Module, layers: Mapping[str, Layer], folder: Fol
                 f"this transformers has {found}"
             )
         weight: Any = module.weight
-        expected = tuple(weight.T.shape if _transposed(module) else weight.shape)
+        expected = tuple(weight.T.shape if is_transposed(module) else weight.shape)
         if shape != expected:
             raise DataError(f"{folder.path}: the weight of {path} is {shape}, and config.json asks for {expected}")
 
 
 def _takes(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Embedding) or _transposed(module)
+    return isinstance(module, nn.Linear | nn.Embedding) or is_transposed(module)
 
 
-def _transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Say whether a module is a linear that holds its weight as (K, N), as GPT-2's are."""
     return type(module).__name__ == "Conv1D"
 
 
 def _stored(skeleton: nn.Module, path: str, layer: Layer) -> Tensor:
     values = layer.values()
-    return values.T if _transposed(skeleton.get_submodule(path)) else values
+    return values.T if is_transposed(skeleton.get_submodule(path)) else values
 
 
 def _rest(folder: Folder, own: frozenset[str]) -> dict[str, Tensor]:
@@ -127,12 +127,12 @@ def _settle(model: nn.Module, path: str, layer: Layer, folder: Folder) -> None:
     module: Any = model.get_submodule(path)
     weight = module.weight.detach()
     values = layer.values()
-    if not torch.equal(weight.T if _transposed(module) else weight, values):
+    if not torch.equal(weight.T if is_transposed(module) else weight, values):
         raise DataError(f"{folder.path}: {path} is quantized, and the model shares its weight with another module")
     stored = folder.tensors.get(f"{path}.bias")
     if stored is not None and module.bias is None and bool(folder.get(f"{path}.bias").any()):
         raise DataError(f"{folder.where(f'{path}.bias')} has values, and the model's {path} has no bias")
-    if _transposed(module):
+    if is_transposed(module):
         linear = nn.Linear(values.shape[1], values.shape[0], bias=module.bias is not None, device="meta")
         linear.weight = nn.Parameter(values, requires_grad=False)
         linear.bias = module.bias

@@ -5,6 +5,7 @@ import json
 import foreign
 import pytest
 import torch
+from foreign import IDS
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -12,7 +13,6 @@ import fxquant as fxq
 from fxquant.integrations.checkpoints.compressed import read_compressed
 from fxquant.integrations.checkpoints.folder import open_folder
 
-IDS = torch.randint(3, 64, (2, 7), generator=torch.Generator().manual_seed(0))
 CHANNEL = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
 NARROW = {**CHANNEL, "num_bits": 4}
 AFFINE = {**CHANNEL, "symmetric": False}

@@ -6,17 +6,16 @@ import foreign
 import generative
 import pytest
 import torch
-import transformers
+from foreign import IDS
 from safetensors.torch import load_file, save_file
 
 import fxquant as fxq
 from fxquant.graph import edit
 from fxquant.integrations.checkpoints.folder import open_folder
-from fxquant.integrations.checkpoints.gptq import read_gptq
+from fxquant.integrations.checkpoints.gptq import PARTS, read_gptq
 from fxquant.integrations.checkpoints.load import read_layers
+from fxquant.integrations.checkpoints.model import build_model, make_skeleton
 
-IDS = torch.randint(3, 64, (2, 7), generator=torch.Generator().manual_seed(0))
-MASK = torch.ones_like(IDS)
 NONE = torch.nn.Module()
 UP = "model.layers.0.mlp.up_proj"
 SCHEMES = {
@@ -31,21 +30,6 @@ SCHEMES = {
     "8 bits, symmetric, ordered": {"bits": 8, "sym": True, "act": True},
     "8 bits, one group, version 2": {"bits": 8, "group": -1, "version": 2},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_bars():
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.enable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def ordered(tmp_path_factory):
-    """A folder with act-order, the float model of its values, and the Q/DQ program that it becomes."""
-    folder, model = tmp_path_factory.mktemp("ordered"), foreign.llama()
-    foreign.write_gptq(folder, model, act=True)
-    return folder, model, fxq.load_checkpoint(folder, lower=False)
 
 
 @pytest.fixture
@@ -102,8 +86,8 @@ def test_lowered_program_generates_and_comes_back_from_an_artifact(ordered, tmp_
     assert len(rows) == 7
     assert all("packed_linear_weight_only" in row.kernel for row in rows)
     assert torch.allclose(program(input_ids=IDS).logits, model(input_ids=IDS).logits, atol=0.02)
-    found = program.generate(IDS, attention_mask=MASK, max_new_tokens=6, do_sample=False)
-    assert torch.equal(found, model.generate(IDS, attention_mask=MASK, max_new_tokens=6, do_sample=False))
+    greedy = {"attention_mask": torch.ones_like(IDS), "max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(program.generate(IDS, **greedy), model.generate(IDS, **greedy))
     fxq.save(program, tmp_path / "artifact")
     assert torch.equal(fxq.load(tmp_path / "artifact")(input_ids=IDS).logits, program(input_ids=IDS).logits)
 
@@ -111,8 +95,14 @@ def test_lowered_program_generates_and_comes_back_from_an_artifact(ordered, tmp_
 def test_linears_that_hold_their_weight_transposed(tmp_path):
     model = generative.decoder("gpt2")
     foreign.write_gptq(tmp_path, model, bits=8)
-    program = fxq.load_checkpoint(tmp_path, {"input_ids": IDS}, lower=False)
-    assert torch.allclose(program(input_ids=IDS).logits, model(input_ids=IDS).logits, rtol=1e-5, atol=1e-6)
+    folder = open_folder(tmp_path)
+    skeleton = make_skeleton(folder, None)
+    layers = read_layers(folder, skeleton)[1]
+    own = frozenset(f"{path}.{part}" for path in layers for part in PARTS)
+    found = build_model(folder, skeleton, layers, own)
+    assert type(found.transformer.h[0].mlp.c_fc) is torch.nn.Linear
+    with torch.no_grad():
+        assert torch.allclose(found(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-6)
 
 
 def test_shards_and_a_configuration_beside_config_json(tmp_path):
