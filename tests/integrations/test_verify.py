@@ -119,9 +119,9 @@ def test_a_runtime_that_raises_fails(artifact, monkeypatch):
     def start(folder, names, threads):
         raise RuntimeError("no such operator\nwith a trace")
 
-    def write(gm, folder, name, target):
-        (folder / name).write_text("nothing")
-        return Written(())
+    def write(graphs, folder, target):
+        (folder / "nothing").write_text("nothing")
+        return {name: Written(()) for name in graphs}
 
     monkeypatch.setitem(FORMATS._entries, "nothing", write)
     broken = Runtime("torch", "pip install torch", "nothing", None, lambda gm: gm, start)
