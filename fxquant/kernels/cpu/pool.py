@@ -22,16 +22,16 @@ def max_pool2d_bytes(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> Tensor:
-    """Return `aten.max_pool2d` of int8 or uint8 x [B, C, H, W]; an option has one value or two."""
+    """Return `aten.max_pool2d` of int8 or uint8 x [B, C, H, W], or [C, H, W]; an option has one value or two."""
     sides, gaps = _two(kernel), _two(dilation)
     steps, pads = _two(stride or kernel), _two(padding)
-    axes = zip(x.shape[2:], sides, steps, pads, gaps, strict=True)
+    axes = zip(x.shape[-2:], sides, steps, pads, gaps, strict=True)
     counts = [_count(size, side, step, pad, gap, ceil_mode) for size, side, step, pad, gap in axes]
-    reached = zip(counts, x.shape[2:], sides, steps, pads, gaps, strict=True)
+    reached = zip(counts, x.shape[-2:], sides, steps, pads, gaps, strict=True)
     behind = [(n - 1) * step + gap * (side - 1) + 1 - size - pad for n, size, side, step, pad, gap in reached]
     wide = functional.pad(x, (pads[1], behind[1], pads[0], behind[0]), value=torch.iinfo(x.dtype).min)
     shifted = (
-        wide[:, :, i * gaps[0] :: steps[0], j * gaps[1] :: steps[1]][:, :, : counts[0], : counts[1]]
+        wide[..., i * gaps[0] :: steps[0], j * gaps[1] :: steps[1]][..., : counts[0], : counts[1]]
         for i, j in product(*map(range, sides))
     )
     return reduce(torch.maximum, shifted).clone(memory_format=torch.preserve_format)
