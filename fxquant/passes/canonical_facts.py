@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 
@@ -100,7 +101,8 @@ def _typed(target: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> A
     fake = next((leaf for leaf in fakes if isinstance(leaf, FakeTensor)), None)
     if fake is None:
         return None
-    with fake.fake_mode:
+    # The dispatcher written in Python knows symbolic sizes in all versions of torch, C++ decompositions do not.
+    with fake.fake_mode, enable_python_dispatcher():
         values = {node: node.meta.get("val", _constant(node, fake.device)) for node in nodes}
         if any(value is None for value in values.values()):
             return None
