@@ -5,8 +5,8 @@
 
 MiniLM has its real weights and is judged on real sentences that did not calibrate; the others have random weights of
 the size of BERT-base, GPT-2 and ViT-base. The difference is that of a runtime to the Q/DQ graph with the substitutions
-of the export, as a share of the largest output. Systems take turns. ONNX Runtime's and NNCF's own quantizers are run
-for models like BERT. Packages: pip install fxquant[onnx] onnxruntime openvino nncf. `--work` keeps what took long.
+of the export, as a share of the largest output. Systems take turns, ONNX Runtime's and NNCF's own quantizers among
+them. Packages: pip install fxquant[onnx] onnxruntime openvino nncf. `--work` keeps what took long.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import torch
 import transformers
 from common import Batch
 from encoder_models import CELLS, SMALL, Cell, Subject, load_subject
+from interop_peers import FILES, Source
 from systems import SYSTEMS, Context
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -35,7 +36,6 @@ from fxquant.integrations.onnx.profiles import PROFILES
 
 MODELS = ("minilm", "bert-base", "gpt2", "vit")
 RECIPES = ("static", "dynamic", "weight-only")
-PEERS = ("ORT int8 dynamic", "ORT int8 static", "OpenVINO int8")
 Call = Callable[..., Any]
 
 
@@ -100,8 +100,10 @@ def _gpt2(small: bool) -> tuple[nn.Module, list[Batch]]:
         if small
         else {}
     )
-    config = transformers.GPT2Config(**sizes)
-    batches = [{"input_ids": torch.randint(config.vocab_size, (2, 32))} for _ in range(4)]
+    config = transformers.GPT2Config(**sizes, use_cache=False)
+    shape = (2, 32)
+    mask = torch.ones(shape, dtype=torch.long)  # without one, what looks for packed sequences cannot be exported
+    batches = [{"input_ids": torch.randint(config.vocab_size, shape), "attention_mask": mask} for _ in range(4)]
     return transformers.GPT2Model(config), batches
 
 
@@ -126,7 +128,7 @@ def measure(args: argparse.Namespace, model: Model, folder: Path) -> None:
             ours[f"fxquant {recipe} in {runtime}"] = call
             differences.append((recipe, runtime, f"{difference(call, reference, model.calibration[-1]):.1e}"))
     common.show(f"{model.name}: largest difference to the Q/DQ graph", ("recipe", "runtime", "difference"), differences)
-    peers = own_quantizers(args, model.subject, folder) if model.subject else {}
+    peers = own_quantizers(args, model, folder)
     if model.subject is not None and model.subject.held_out:
         judge(model.subject, ours | peers)
     cells = args.cells if model.subject else []
@@ -190,12 +192,16 @@ def difference(call: Call, reference: Call, batch: Batch) -> float:
     return max(float((theirs - ours).abs().max() / ours.abs().max()) for theirs, ours in pairs)
 
 
-def own_quantizers(args: argparse.Namespace, subject: Subject, folder: Path) -> dict[str, Call]:
+def own_quantizers(args: argparse.Namespace, model: Model, folder: Path) -> dict[str, Call]:
     """Return what the runtimes' own quantizers make of the model; one that fails is said to."""
     found = dict[str, Call]()
-    for name in PEERS:
+    for name, (write, runtime) in FILES.items():
         try:
-            found[name] = SYSTEMS[name](Context(subject, folder, args.threads)).call
+            if model.subject is not None:
+                found[name] = SYSTEMS[name](Context(model.subject, folder, args.threads)).call
+            else:
+                path = write(Source(model.module, model.calibration, folder))
+                found[name] = RUNTIMES[runtime][1](path, args.threads)
         except Exception as error:  # a peer may fail in whatever way it likes; the others are still measured
             print(f"{name}: not measured: {type(error).__name__}: {str(error)[:90]}")
     return found

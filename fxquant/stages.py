@@ -12,7 +12,8 @@ from torch import fx
 from fxquant.backends import Backend, load_backend, read_backend
 from fxquant.errors import FxQuantError, FxQuantWarning, first_line
 from fxquant.graph import edit, place
-from fxquant.kernels.table import check_device
+from fxquant.graph.foreign import entered
+from fxquant.kernels.table import RUNNERS, check_device
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass, Pipeline
 from fxquant.passes.canonicalize import CANONICAL
@@ -90,7 +91,8 @@ def lower(
     Another backend claims the graph anew from its Q/DQ nodes; the numbers stay those of the Q/DQ graph.
 
     Args:
-        qdq: what `convert` returns; left as it is.
+        qdq: what `convert` returns, or a graph of quantized_decomposed operators, which torchao's `convert_pt2e`
+            returns (docs/pt2e.md); left as it is.
         backend: a packaged backend's name, the path of a backend file, or a Backend.
         padded_outputs: what the outputs hold where the model's mask says padding. "exact": what the Q/DQ graph gives
             there. "zero": zeros, for callers that do not read these places; the model then runs on the tokens of a
@@ -107,6 +109,7 @@ def lower(
         check_padded_outputs(padded_outputs)
     chosen = load_backend(backend) if backend is not None else None
     failure = ""
+    qdq = cast(Graph, entered(qdq))
     try:
         lowered = _each(_placed(qdq, device), lambda gm: _lower(gm, chosen, padded_outputs))
         release(lowered.graphs.values() if isinstance(lowered, Program) else [lowered])
@@ -145,6 +148,8 @@ def _lower(qdq: fx.GraphModule, backend: Backend | None, padded_outputs: str | N
 
 def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...]) -> fx.GraphModule:
     gm = edit.clone(qdq)
+    if backend.kernels in RUNNERS:
+        RUNNERS[backend.kernels](gm)
     first = () if backend == recorded_backend(gm) else (Annotate(backend, None),)
     Pipeline((*first, Lower(backend), *listed)).run(gm)
     edit.mark(gm, stage="lowered", backend=backend.to_dict())

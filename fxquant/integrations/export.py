@@ -14,24 +14,26 @@ from fxquant.graph import edit
 from fxquant.integrations.checkpoints.write_compressed import write_compressed
 from fxquant.integrations.checkpoints.write_gptq import write_gptq
 from fxquant.integrations.onnx.export import write_onnx
-from fxquant.integrations.substitutions import Substitution
+from fxquant.integrations.pt2e.executorch import write_executorch
+from fxquant.integrations.pt2e.outwards import write_pt2e
+from fxquant.integrations.substitutions import Substitution, Written
 from fxquant.ledger import read_ledger
 from fxquant.portable import portable
 from fxquant.program import Program
 from fxquant.registry import Registry
 
-# Writes Q/DQ graphs by name into a folder, for this target (None: the format's own), and returns what it had to
-# substitute in each.
-Writer = Callable[[Mapping[str, fx.GraphModule], Path, str | None], dict[str, tuple[Substitution, ...]]]
+# Writes Q/DQ graphs by name into a folder, for this target (None: the format's own), and tells of each.
+Writer = Callable[[Mapping[str, fx.GraphModule], Path, str | None], dict[str, Written]]
 FORMATS: Registry[Writer] = Registry("format")
 
 
-def _a_file_each(write: Callable[[fx.GraphModule, Path, str, str | None], tuple[Substitution, ...]]) -> Writer:
+def _a_file_each(write: Callable[[fx.GraphModule, Path, str, str | None], Written]) -> Writer:
     """Return the writer of a format that has a file for each graph."""
     return lambda graphs, folder, target: {name: write(gm, folder, name, target) for name, gm in graphs.items()}
 
 
-FORMATS.add("onnx", _a_file_each(write_onnx))
+for _name, _write in (("onnx", write_onnx), ("pt2e", write_pt2e), ("executorch", write_executorch)):
+    FORMATS.add(_name, _a_file_each(_write))
 FORMATS.add("gptq", write_gptq)
 FORMATS.add("compressed-tensors", write_compressed)
 REPORT = "export.json"
@@ -41,11 +43,16 @@ _ALONE = "model"  # what the file of a graph is called that is no part of a Prog
 
 @dataclass(frozen=True)
 class Exported:
-    """A written folder: its files, and for each graph what was substituted in it."""
+    """A written folder: its files, and for each graph what was substituted in it and what else is to be known."""
 
     folder: Path
     files: tuple[str, ...]
-    substitutions: dict[str, tuple[Substitution, ...]]
+    written: dict[str, Written]
+
+    @property
+    def substitutions(self) -> dict[str, tuple[Substitution, ...]]:
+        """What was substituted in each graph."""
+        return {name: each.substitutions for name, each in self.written.items()}
 
     def summary(self) -> str:
         """Return the files, and a line for each kind of substitution: how often, and what it means."""
@@ -56,6 +63,7 @@ class Exported:
             for kind, count in Counter(each.name for each in found).items():
                 numbers = "same numbers" if texts[kind].exact else "other numbers"
                 lines.append(f"  {count} × {kind} ({numbers}): {texts[kind].text}")
+            lines += [f"  {text}" for text in self.written[name].notes]
         return "\n".join(lines)
 
 
@@ -64,14 +72,14 @@ def export(
 ) -> Exported:
     """Write a converted or lowered graph, or each graph of a Program, as files of another runtime, and return a report.
 
-    The folder gets one file a graph, `model` or the graph's name, or one checkpoint of them all, and `export.json`, the
-    report. It is new, empty or
-    holds an export, which is replaced as a whole; where something fails, it is left as it was.
+    The folder gets one file a graph, `model` or the graph's name, or one checkpoint of all of them, and `export.json`,
+    the report. It is new, empty or holds an export, which is replaced as a whole; where something fails, it is left as
+    it was.
 
     Args:
         graph: what `convert`, `lower`, `quantize` or `load` returns.
         folder: where the files go.
-        format: "onnx", or of a checkpoint "gptq" or "compressed-tensors".
+        format: "onnx", "pt2e" or "executorch", or of a checkpoint "gptq" or "compressed-tensors".
         target: the runtime to write for (docs/export.md); by default that of the format.
 
     Raises:
@@ -130,11 +138,12 @@ def _report(
     format: str,
     target: str | None,
     graphs: dict[str, fx.GraphModule],
-    found: dict[str, tuple[Substitution, ...]],
+    found: dict[str, Written],
 ) -> dict[str, object]:
     described = {
         name: {
-            "substitutions": [each.to_dict() for each in found.get(name, ())],
+            "substitutions": [each.to_dict() for each in found[name].substitutions],
+            "notes": list(found[name].notes),
             "ledger": json.loads(read_ledger(gm).to_json()),
         }
         for name, gm in graphs.items()

@@ -11,19 +11,17 @@ from torch import Tensor, fx, nn
 from fxquant.errors import ConfigError, ExportError
 from fxquant.integrations.checkpoints.compressed import METHOD
 from fxquant.integrations.checkpoints.layer import Layer
-from fxquant.integrations.checkpoints.outgoing import Outgoing, outgoing, write
+from fxquant.integrations.checkpoints.outgoing import Outgoing, outgoing, write, written
 from fxquant.integrations.checkpoints.schemes import PACKED
 from fxquant.integrations.checkpoints.words import pack_words
-from fxquant.integrations.substitutions import Substitution
+from fxquant.integrations.substitutions import Written
 from fxquant.spec import QuantSpec
 
 _WHY = "tables and tied weights are written dequantized, in float32: loaders look up rows of floats"
 _MIXED = "mixed-precision"
 
 
-def write_compressed(
-    graphs: Mapping[str, fx.GraphModule], folder: Path, target: str | None
-) -> dict[str, tuple[Substitution, ...]]:
+def write_compressed(graphs: Mapping[str, fx.GraphModule], folder: Path, target: str | None) -> dict[str, Written]:
     """Write the model of Q/DQ graphs as a checkpoint of compressed-tensors.
 
     Raises:
@@ -41,7 +39,7 @@ def write_compressed(
         schemes[path] = scheme
         parts |= {f"{path}.{name}": part for name, part in _parts(layer, scheme).items()}
     write(found, folder, parts, _configuration(found, schemes))
-    return {next(iter(graphs)): tuple(found.substitutions)}
+    return written(found, graphs)
 
 
 def _check(path: str, layer: Layer) -> None:

@@ -14,9 +14,9 @@ from fxquant.errors import ConfigError, ExportError, suggest
 from fxquant.integrations.checkpoints.gptq import METHOD, VERSIONS
 from fxquant.integrations.checkpoints.layer import Layer
 from fxquant.integrations.checkpoints.model import is_transposed
-from fxquant.integrations.checkpoints.outgoing import Outgoing, outgoing, write
+from fxquant.integrations.checkpoints.outgoing import Outgoing, outgoing, write, written
 from fxquant.integrations.checkpoints.words import pack_words
-from fxquant.integrations.substitutions import Substitution
+from fxquant.integrations.substitutions import Written
 
 _IN_BLOCK = re.compile(r"^(.*?\.\d+)\.(.+)$")  # a block of a model's list of them, and a module's path in it
 _WHY = "GPTQ checkpoints quantize the linears of blocks alone, so this weight is written dequantized, in float32"
@@ -42,9 +42,7 @@ class Unsigned:
         return bool((self.groups[1:] < self.groups[:-1]).any())
 
 
-def write_gptq(
-    graphs: Mapping[str, fx.GraphModule], folder: Path, target: str | None
-) -> dict[str, tuple[Substitution, ...]]:
+def write_gptq(graphs: Mapping[str, fx.GraphModule], folder: Path, target: str | None) -> dict[str, Written]:
     """Write the model of Q/DQ graphs as a GPTQ checkpoint of version 1, or of the version that `target` names.
 
     Raises:
@@ -63,7 +61,7 @@ def write_gptq(
     found.config["dtype"] = "float16"  # what kernels of GPTQ compute in; the tensors here may have more digits
     write(found, folder, parts, config)
     manifest.write_json(folder / "quantize_config.json", config, indent=2)
-    return {next(iter(graphs)): tuple(found.substitutions)}
+    return written(found, graphs)
 
 
 def _takes(path: str, module: nn.Module) -> bool:

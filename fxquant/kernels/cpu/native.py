@@ -18,7 +18,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from fxquant.errors import ConfigError, FxQuantWarning
-from fxquant.kernels.cpu import cached_attention, packed, rotary, row_program, unpad, weight_only
+from fxquant.kernels.cpu import cached_attention, packed, packed_conv, rotary, row_program, unpad, weight_only
 from fxquant.kernels.cpu.isa import PROCESSORS, VARIABLE, forced_isa, micro_kernels, torch_stands_in
 from fxquant.kernels.cpu.toolchain import flags
 
@@ -26,6 +26,7 @@ __all__ = [
     "available",
     "cached_attention",
     "packed",
+    "packed_conv",
     "rotary",
     "row_program",
     "unpad",
