@@ -22,6 +22,7 @@ from fxquant.passes.lower import Lower
 from fxquant.passes.lowering import listed_passes
 from fxquant.passes.observe import Observe
 from fxquant.passes.share_qparams import ShareQParams
+from fxquant.passes.smooth_activations import SmoothActivations
 from fxquant.passes.unpad import ZERO, check_padded_outputs
 from fxquant.portable import keep, portable, release
 from fxquant.program import Program
@@ -74,7 +75,7 @@ def convert(prepared: Graph) -> Graph:
 def _convert(prepared: fx.GraphModule, weights: Convert) -> fx.GraphModule:
     _expect_stage(prepared, "convert", "prepared", "fxquant.prepare")
     gm = edit.clone(prepared)
-    Pipeline((weights, ShareQParams())).run(gm)
+    Pipeline((SmoothActivations(), weights, ShareQParams())).run(gm)
     edit.mark(gm, stage="converted")
     return gm
 
@@ -132,10 +133,9 @@ def _placed(qdq: Graph, device: str | torch.device | None) -> Graph:
 
 
 def _lower(qdq: fx.GraphModule, backend: Backend | None, padded_outputs: str | None) -> fx.GraphModule:
-    _expect_stage(qdq, "lower", "converted", "fxquant.convert")
+    device = _expect_stage(qdq, "lower", "converted", "fxquant.convert")
     chosen = backend or recorded_backend(qdq)
     origin = edit.clone(qdq)
-    device = place.device_of(origin)
     if device is not None:
         check_device(chosen.kernels, device)
         place.make_on(origin, device)
@@ -188,11 +188,12 @@ def _each(graph: Graph, verb: Callable[[fx.GraphModule], fx.GraphModule]) -> Gra
     return cast(Graph, done)  # a verb returns what it was given, a graph or a Program
 
 
-def _expect_stage(gm: fx.GraphModule, verb: str, wanted: str, source: str) -> None:
+def _expect_stage(gm: fx.GraphModule, verb: str, wanted: str, source: str) -> torch.device | None:
+    """Return the device of a graph that is at the stage which `verb` takes; raise where it is not, or on two."""
     if not isinstance(gm, fx.GraphModule):
         raise FxQuantError(f"{verb} takes a graph from {source}, got a {type(gm).__name__}")
     stage = edit.marks(gm).get("stage")
     if stage != wanted:
         found = f"one that is {stage}" if stage else "a GraphModule that fxquant did not make"
         raise FxQuantError(f"{verb} takes a graph that is {wanted}, from {source}; got {found}")
-    place.device_of(gm)  # raises where there are two
+    return place.device_of(gm)

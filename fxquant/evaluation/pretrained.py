@@ -109,7 +109,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return what config.json of a model folder holds, or raise `DataError`."""
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{folder} {found}: expected the folder of a model, with config.json, weights and tokenizer")
+        raise DataError(
+            f"{folder} {found}: expected the folder of a model, with config.json, weights and tokenizer; "
+            "models are read from disk, and not downloaded by name"
+        )
     path = folder / "config.json"
     if not path.is_file():
         raise DataError(f"{path} does not exist: expected a model folder in Hugging Face's layout")

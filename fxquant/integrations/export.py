@@ -22,7 +22,7 @@ from fxquant.portable import portable
 from fxquant.program import Program
 from fxquant.registry import Registry
 
-# Writes Q/DQ graphs by name into a folder, for this target (None: the format's own), and tells of each.
+# Writes Q/DQ graphs by name into a folder, for this target (None: the format's own).
 Writer = Callable[[Mapping[str, fx.GraphModule], Path, str | None], dict[str, Written]]
 FORMATS: Registry[Writer] = Registry("format")
 
@@ -32,8 +32,9 @@ def _a_file_each(write: Callable[[fx.GraphModule, Path, str, str | None], Writte
     return lambda graphs, folder, target: {name: write(gm, folder, name, target) for name, gm in graphs.items()}
 
 
-for _name, _write in (("onnx", write_onnx), ("pt2e", write_pt2e), ("executorch", write_executorch)):
-    FORMATS.add(_name, _a_file_each(_write))
+FORMATS.add("onnx", _a_file_each(write_onnx))
+FORMATS.add("pt2e", _a_file_each(write_pt2e))
+FORMATS.add("executorch", _a_file_each(write_executorch))
 FORMATS.add("gptq", write_gptq)
 FORMATS.add("compressed-tensors", write_compressed)
 REPORT = "export.json"
@@ -72,14 +73,14 @@ def export(
 ) -> Exported:
     """Write a converted or lowered graph, or each graph of a Program, as files of another runtime, and return a report.
 
-    The folder gets one file a graph, `model` or the graph's name, or one checkpoint of all of them, and `export.json`,
-    the report. It is new, empty or holds an export, which is replaced as a whole; where something fails, it is left as
-    it was.
+    The folder gets one file a graph, `model` or the graph's name, or one checkpoint of them all, and `export.json`, the
+    report. It is new, empty or holds an export, which is replaced as a whole; where something fails, it is left as it
+    was.
 
     Args:
         graph: what `convert`, `lower`, `quantize` or `load` returns.
         folder: where the files go.
-        format: "onnx", "pt2e" or "executorch", or of a checkpoint "gptq" or "compressed-tensors".
+        format: "onnx", "pt2e" or "executorch"; or of a checkpoint "gptq" or "compressed-tensors".
         target: the runtime to write for (docs/export.md); by default that of the format.
 
     Raises:
@@ -88,8 +89,8 @@ def export(
     """
     write = FORMATS[format]
     graphs = {_ALONE: graph} if isinstance(graph, fx.GraphModule) else _graphs(graph)
+    check_destination(folder)
     place = Path(folder).resolve()
-    check_destination(place)
     converted = {name: _converted(gm) for name, gm in graphs.items()}
     try:
         with atomic.replacing(place) as partial:
@@ -101,20 +102,14 @@ def export(
     return Exported(Path(folder), files, found)
 
 
-def check_destination(folder: Path) -> None:
-    """Raise `ExportError` if `folder` holds something else than an export."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ExportError(f"{folder} is a file: export takes a folder that is new, empty or holds an export")
-    inside = sorted(path.name for path in folder.iterdir())
-    if inside and not _is_export(folder / REPORT):
-        raise ExportError(f"{folder} holds {', '.join(inside[:5])} and no export: give a folder that is new or empty")
+def check_destination(folder: str | Path) -> None:
+    """Raise `ExportError` if `folder` holds something else than an export, so that `export` would refuse it."""
+    atomic.occupants(Path(folder).resolve(), "export", "export", _is_export, ExportError)
 
 
-def _is_export(report: Path) -> bool:
+def _is_export(folder: Path) -> bool:
     try:
-        data = json.loads(report.read_bytes())
+        data = json.loads((folder / REPORT).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(data, dict) and data.get("kind") == _KIND
@@ -142,10 +137,11 @@ def _report(
 ) -> dict[str, object]:
     described = {
         name: {
-            "substitutions": [each.to_dict() for each in found[name].substitutions],
-            "notes": list(found[name].notes),
+            "substitutions": [each.to_dict() for each in written.substitutions],
+            "notes": list(written.notes),
             "ledger": json.loads(read_ledger(gm).to_json()),
         }
         for name, gm in graphs.items()
+        for written in (found.get(name, Written(())),)
     }
     return {"kind": _KIND, **manifest.versions(), "format": format, "target": target, "graphs": described}

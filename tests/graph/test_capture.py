@@ -350,6 +350,7 @@ def test_no_module_is_refused():
         ({}, "example_inputs lacks 'x': forward(x) needs it"),
         ((), "example_inputs lacks 'x'"),
         ({"x": 1}, "example_inputs holds no tensor"),
+        ({"x": [[1.0, 2.0]]}, 'lists of them are constants, and a tokenizer makes tensors with return_tensors="pt"'),
         ({"x": torch.ones(2, 16), "y": 1}, "example_inputs has 'y', which forward does not take"),
         ((torch.ones(2, 16), 1), "2 positional arguments were given, but forward takes 1"),
         ({"x": torch.ones(0, 16)}, "'x' has shape (0, 16), which is empty"),

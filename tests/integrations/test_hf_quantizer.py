@@ -268,10 +268,11 @@ TEXT = "fxquant.graph_json"
 NAME = "fxquant.tensors.bert.encoder.layer.0.intermediate.dense.weight_int8"
 
 
-def test_importing_fxquant_is_enough_and_does_not_import_transformers():
+def test_importing_fxquant_is_enough_and_imports_nothing_heavy():
     code = (
-        "import sys, fxquant; assert 'transformers' not in sys.modules; import transformers.quantizers.auto as theirs; "
-        "print(theirs.AUTO_QUANTIZER_MAPPING['fxquant'].__name__)"
+        "import sys, torch; before = set(sys.modules); import fxquant; "
+        "print({'transformers', 'onnx', 'triton', 'sympy'} & (set(sys.modules) - before)); "
+        "import transformers.quantizers.auto as theirs; print(theirs.AUTO_QUANTIZER_MAPPING['fxquant'].__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "FxHfQuantizer\n", done.stderr
+    assert done.stdout == "set()\nFxHfQuantizer\n", done.stderr

@@ -15,7 +15,7 @@ from fxquant.integrations.checkpoints.collect import Stored, collect
 from fxquant.integrations.checkpoints.layer import Layer
 from fxquant.integrations.checkpoints.model import QUANTIZATION, is_transposed
 from fxquant.integrations.packages import need
-from fxquant.integrations.substitutions import Substitution, Written
+from fxquant.integrations.substitutions import Substitution
 
 FLOAT_WEIGHT = "float weight"
 
@@ -71,11 +71,6 @@ def write(found: Outgoing, folder: Path, parts: Mapping[str, Tensor], quantizati
     manifest.write_json(folder / "config.json", {**found.config, QUANTIZATION: quantization}, indent=2)
     if found.generation is not None:
         manifest.write_json(folder / "generation_config.json", found.generation, indent=2)
-
-
-def written(found: Outgoing, graphs: Mapping[str, fx.GraphModule]) -> dict[str, Written]:
-    """Return what is to be told of each graph: of the first what was substituted in all, for they are one model."""
-    return {name: Written(() if number else tuple(found.substitutions)) for number, name in enumerate(graphs)}
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fxquant.errors import ConfigError, ExportError
 from fxquant.integrations.checkpoints.compressed import METHOD
 from fxquant.integrations.checkpoints.layer import Layer
-from fxquant.integrations.checkpoints.outgoing import Outgoing, outgoing, write, written
+from fxquant.integrations.checkpoints.outgoing import Outgoing, outgoing, write
 from fxquant.integrations.checkpoints.schemes import PACKED
 from fxquant.integrations.checkpoints.words import pack_words
 from fxquant.integrations.substitutions import Written
@@ -39,7 +39,7 @@ def write_compressed(graphs: Mapping[str, fx.GraphModule], folder: Path, target:
         schemes[path] = scheme
         parts |= {f"{path}.{name}": part for name, part in _parts(layer, scheme).items()}
     write(found, folder, parts, _configuration(found, schemes))
-    return written(found, graphs)
+    return {next(iter(graphs)): Written(tuple(found.substitutions))}
 
 
 def _check(path: str, layer: Layer) -> None:

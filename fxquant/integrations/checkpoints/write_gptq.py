@@ -14,7 +14,7 @@ from fxquant.errors import ConfigError, ExportError, suggest
 from fxquant.integrations.checkpoints.gptq import METHOD, VERSIONS
 from fxquant.integrations.checkpoints.layer import Layer
 from fxquant.integrations.checkpoints.model import is_transposed
-from fxquant.integrations.checkpoints.outgoing import Outgoing, outgoing, write, written
+from fxquant.integrations.checkpoints.outgoing import Outgoing, outgoing, write
 from fxquant.integrations.checkpoints.words import pack_words
 from fxquant.integrations.substitutions import Written
 
@@ -61,7 +61,7 @@ def write_gptq(graphs: Mapping[str, fx.GraphModule], folder: Path, target: str |
     found.config["dtype"] = "float16"  # what kernels of GPTQ compute in; the tensors here may have more digits
     write(found, folder, parts, config)
     manifest.write_json(folder / "quantize_config.json", config, indent=2)
-    return written(found, graphs)
+    return {next(iter(graphs)): Written(tuple(found.substitutions))}
 
 
 def _takes(path: str, module: nn.Module) -> bool:

@@ -11,13 +11,12 @@ from torch import fx
 from torch.export import Dim, ExportedProgram
 
 from fxquant.errors import ConfigError, ExportError, first_line
-from fxquant.graph.capture import export_flat
 from fxquant.graph.modes import quiet_torch
 from fxquant.graph.signature import signature_of
 from fxquant.integrations.flat import Flat, flattened
 from fxquant.integrations.packages import need
 from fxquant.integrations.pt2e.float_moves import LINEAR
-from fxquant.integrations.pt2e.outwards import PROFILES, dialect
+from fxquant.integrations.pt2e.outwards import PROFILES, dialect, exported
 from fxquant.integrations.substitutions import Written, substitutions
 from fxquant.passes.qdq_nodes import DEQUANTIZE
 
@@ -44,7 +43,7 @@ def write_executorch(gm: fx.GraphModule, folder: Path, name: str, target: str | 
     adapted = PROFILES[chosen].adapted(gm)
     flat = flattened(dialect(adapted, PROFILES[chosen], chosen))
     sizes = _sizes(flat, signature_of(gm).ranges)
-    edge, program = _lowered(export_flat(flat.module, flat.example, sizes))
+    edge, program = _lowered(exported(flat, sizes))
     with (folder / f"{name}.pte").open("wb") as file:
         program.write_to_file(file)
     wanted = [node for node in adapted.graph.nodes if node.target is LINEAR and _target(node.args[1]) is DEQUANTIZE]

@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
+from torch.export import ExportedProgram
 
-from fxquant.errors import ConfigError, ExportError
+from fxquant.errors import ConfigError, ExportError, first_line
 from fxquant.graph import edit
 from fxquant.graph.capture import export_flat
-from fxquant.integrations.flat import flattened
+from fxquant.integrations.flat import Flat, flattened
 from fxquant.integrations.pt2e import xnnpack
 from fxquant.integrations.pt2e.spelled import Style, spelled
 from fxquant.integrations.substitutions import Written, substitutions
@@ -57,6 +59,8 @@ def to_pt2e(graph: fx.GraphModule, *, target: str = TORCH) -> fx.GraphModule:
         ExportError: the graph is not quantized, or holds an op that the target cannot express.
     """
     profile = PROFILES[target]
+    if not isinstance(graph, fx.GraphModule):
+        raise ExportError(f"to_pt2e takes one graph, got a {type(graph).__name__}: give those of a Program one by one")
     qdq = portable(graph)
     if edit.marks(qdq).get("stage") != "converted":
         raise ExportError("the graph is captured and not quantized: give what fxquant.convert or quantize returns")
@@ -90,6 +94,18 @@ def write_pt2e(gm: fx.GraphModule, folder: Path, name: str, target: str | None) 
     chosen = target or TORCH
     adapted = PROFILES[chosen].adapted(gm)
     flat = flattened(dialect(adapted, PROFILES[chosen], chosen))
-    program = export_flat(flat.module, flat.example, flat.sizes)
+    program = exported(flat, flat.sizes)
     torch.export.save(program, folder / f"{name}.pt2")
     return Written(substitutions(adapted), (flat.call,))
+
+
+def exported(flat: Flat, sizes: tuple[dict[int, Any], ...]) -> ExportedProgram:
+    """Return the exported program of a flat graph.
+
+    Raises:
+        ExportError: torch.export refuses the graph.
+    """
+    try:
+        return export_flat(flat.module, flat.example, sizes)
+    except Exception as error:  # it raises errors of every kind
+        raise ExportError(f"torch.export refuses the graph: {first_line(error)}") from error

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from pt2e_graphs import LINEARS, X, captured, chain, converted, inputs, named
+from pt2e_graphs import LINEARS, Chain, X, captured, chain, converted, inputs, named, written
 
 import fxquant as fxq
 
@@ -13,6 +13,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
+
+
+SCHEME = "int8 per-tensor × int8 per-channel → int8"
 
 
 def run(report, *args):
@@ -52,6 +55,19 @@ def test_fixed_scales_run_in_int8(executorch, tmp_path):
     error = (found - fxq.to_pt2e(chain(), target="xnnpack")(X)).abs()
     assert error.max() < 0.01
     assert error.median() < 1e-5
+
+
+def test_graph_of_its_quantizer_comes_in(executorch):
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as theirs
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = theirs.get_symmetric_quantization_config(is_per_channel=True)
+    prepared = prepare_pt2e(written(Chain(), X), theirs.XNNPACKQuantizer().set_global(config))
+    prepared(X)
+    graph = convert_pt2e(prepared)
+    lowered = fxq.lower(graph, "reference")
+    assert [row.dtype for row in fxq.ledger(lowered).rows if row.family] == [SCHEME] * 3
+    torch.testing.assert_close(lowered(X), graph(X), rtol=0, atol=1e-5)
 
 
 def test_missing_package_is_named(monkeypatch, tmp_path):

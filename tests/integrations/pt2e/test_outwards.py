@@ -103,6 +103,8 @@ def test_what_xnnpack_cannot_express(recipe, text, tmp_path):
 
 
 def test_graph_that_is_not_quantized():
+    with pytest.raises(fxq.ExportError, match="to_pt2e takes one graph, got a Program"):
+        fxq.to_pt2e(fxq.Program({"forward": converted("static")}))
     with pytest.raises(fxq.ExportError, match="captured and not quantized"):
         fxq.to_pt2e(captured())
     with pytest.raises(fxq.ConfigError, match="unknown target 'xnpack': did you mean 'xnnpack'"):
