@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.integrations.onnx.profiles import PROFILES
+from fxquant.integrations.pt2e import outwards as pt2e
 from fxquant.registry import Registry
 from fxquant.verification.whole import Call
 
@@ -79,6 +80,18 @@ def _openvino(folder: Path, names: Sequence[str], threads: int) -> Call:
     return call
 
 
+def _executorch(folder: Path, names: Sequence[str], threads: int) -> Call:
+    runtime = importlib.import_module("executorch.runtime").Runtime.get()
+    method = runtime.load_program(folder / "model.pte").load_method("forward")
+    return lambda inputs: method.execute(list(inputs))
+
+
+def _xnnpack(gm: fx.GraphModule) -> fx.GraphModule:
+    found = pt2e.PROFILES["xnnpack"].adapted(gm)
+    found.recompile()
+    return found
+
+
 def _dialect(target: str) -> Callable[[fx.GraphModule], fx.GraphModule]:
     def dialect(gm: fx.GraphModule) -> fx.GraphModule:
         found = PROFILES[target].dialect(gm)
@@ -91,3 +104,7 @@ def _dialect(target: str) -> Callable[[fx.GraphModule], fx.GraphModule]:
 for _name, _start in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
     _install = f"pip install {_name} 'fxquant[onnx]'"
     RUNTIMES.add(_name, Runtime(_name, _install, "onnx", _name, _dialect(_name), _start))
+RUNTIMES.add(
+    "executorch",
+    Runtime("executorch", "pip install 'fxquant[executorch]'", "executorch", "xnnpack", _xnnpack, _executorch),
+)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import weakref
+from importlib.util import find_spec
 
 import generative
 import pytest
@@ -241,6 +242,10 @@ def test_another_class_does_not_take_the_graph(folder):
         transformers.AutoModel.from_pretrained(folder / "dynamic")
 
 
+@pytest.mark.skipif(
+    not find_spec("transformers.exporters.quantizers"),
+    reason="transformers before 5.23 gives models that are quantized the shapes of the checkpoint",
+)
 def test_float_checkpoint_of_other_shapes_is_refused(folder):
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         Classifier.from_pretrained(folder / "float", quantization_config=FxQuantConfig(), intermediate_size=48)
