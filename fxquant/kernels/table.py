@@ -34,6 +34,8 @@ QUANTIZERS: dict[str, Emitter] = {}
 POOLS: dict[str, torch._ops.OpOverload] = {}
 # The kinds of device that a set's kernels run on; one that is not named runs anywhere.
 PLACES: dict[str, tuple[str, ...]] = {}
+# How a set lets a lowered graph make its calls; else Python makes them.
+RUNNERS: dict[str, Callable[[fx.GraphModule], None]] = {}
 # Whether a set has kernels here for what passes put in the place of several ops; others have those of the C++ core.
 FUSES: dict[str, Callable[[], bool]] = {}
 

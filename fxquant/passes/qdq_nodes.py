@@ -63,18 +63,24 @@ def insert_dequantize(
 
 def insert_dynamic(source: fx.Node, spec: QuantSpec) -> fx.Node:
     """Insert choose_qparams, quantize and dequantize of `source` behind it; return the dequantize node."""
+    scale, zero_point = insert_choice(source, spec, source.next)
+    return insert_quantize(source, scale, zero_point, spec, spec.axis, zero_point)
+
+
+def insert_choice(source: fx.Node, spec: QuantSpec, before: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Insert choose_qparams of `source` before a node; return the nodes of the scale and of the zero point."""
     known = edit.info(source)
     shape, dynamic = _scales(known, spec.granularity)
     args = (source, spec.dtype, spec.granularity, spec.axis, spec.symmetric, spec.range)
-    with source.graph.inserting_after(source):
+    with source.graph.inserting_before(before):
         both = edit.call(source.graph, CHOOSE_QPARAMS, args, like=source)
-    with source.graph.inserting_after(both):
-        value = TensorInfo(torch.float32, shape, dynamic)
-        scale = edit.call(source.graph, operator.getitem, (both, 0), like=source, value=value)
-    with source.graph.inserting_after(scale):
-        value = TensorInfo(torch.int32, shape, dynamic)
-        zero_point = edit.call(source.graph, operator.getitem, (both, 1), like=source, value=value)
-    return insert_quantize(source, scale, zero_point, spec, spec.axis, zero_point)
+        scale, zero_point = (
+            edit.call(
+                source.graph, operator.getitem, (both, place), like=source, value=TensorInfo(dtype, shape, dynamic)
+            )
+            for place, dtype in enumerate((torch.float32, torch.int32))
+        )
+    return scale, zero_point
 
 
 def _scales(known: TensorInfo | None, granularity: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from backend_files import weights_alone
 
 from fxquant.backends import Backend, load_backend, packaged_backends, read_backend, registered_vocabulary
 from fxquant.errors import ConfigError
@@ -10,17 +11,7 @@ from fxquant.ops import OPS
 from fxquant.spec import QuantSpec
 
 PACKAGED = ["arm", "cuda", "reference", "x86"]
-MINE = """
-name = "mine"
-kernels = "reference"
-[spec.weight]
-symmetric = true
-granularity = "per-channel"
-[[op]]
-use = "linear"
-kernel = "linear_int8"
-weight = "weight"
-"""
+MINE = weights_alone("mine", "linear")
 
 
 @pytest.fixture
@@ -44,7 +35,7 @@ def test_a_packaged_backend_loads_by_name(name):
     backend = load_backend(name)
     assert (backend.name, backend.source) == (name, f"{name}.toml")
     more = {"x86": set(), "arm": {"dynamic-per-tensor"}}.get(name, {"fp8"})
-    assert set(backend.recipes) == {"dynamic", "static", "weight-only", "weight-only-int4"} | more
+    assert set(backend.recipes) == {"dynamic", "static", "static-smoothquant", "weight-only", "weight-only-int4"} | more
     assert read_backend(backend.to_dict(), "stored") == backend
 
 
@@ -79,7 +70,7 @@ def test_kernels_take_what_the_packaged_recipes_ask_for(name, recipe):
 
 
 @pytest.mark.parametrize("name", PACKAGED)
-def test_kernels_refuse_weights_that_are_affine_or_use_minus_128(name):
+def test_kernels_refuse_weights_that_are_affine_and_some_that_use_minus_128(name):
     backend = load_backend(name)
     quantized = [rule for rule in integer_rules(backend) if "weight" in rule.roles]
     assert {rule.use for rule in quantized} >= {"linear", "linear_add", "embedding"}
@@ -87,7 +78,11 @@ def test_kernels_refuse_weights_that_are_affine_or_use_minus_128(name):
         affine = QuantSpec(granularity="per-channel", axis=0)
         full = QuantSpec(granularity="per-channel", axis=0, symmetric=True, range="full")
         assert "weight.symmetric = true" in str(backend.refusal(rule, "weight", affine, (8, 8)))
-        assert "weight.range = restricted" in str(backend.refusal(rule, "weight", full, (8, 8)))
+        refusal = backend.refusal(rule, "weight", full, (8, 8))
+        if name == "cuda" or rule.use == "grouped_linear":
+            assert "weight.range = restricted" in str(refusal)
+        else:
+            assert refusal is None
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -201,3 +196,16 @@ def test_wrong_files(mine, text, error):
 def test_a_directory_is_no_backend(tmp_path):
     with pytest.raises(ConfigError, match="is a directory"):
         load_backend(tmp_path)
+
+
+def test_what_is_for_openvino_quantizes_queries_and_keys():
+    backend = load_backend("openvino")
+    assert set(backend.recipes) == set(load_backend("x86").recipes)
+    assert {rule.use for rule in backend.rules} == set(OPS)
+    (rule,) = (rule for rule in backend.rules if rule.use == "attention")
+    specs = {name: backend.spec(rule, "key", backend.recipe(name), "", "attention") for name in backend.recipes}
+    static = [name for name, spec in specs.items() if spec is not None]
+    assert static == ["static", "static-smoothquant"]
+    assert {(specs[name].dtype, specs[name].symmetric, specs[name].dynamic) for name in static} == {
+        ("int8", True, False)
+    }

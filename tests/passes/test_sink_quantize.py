@@ -4,6 +4,7 @@ import pytest
 import torch
 from captured import converted
 from golden import check_golden
+from graphs import applied, nodes
 from torch import nn
 from torch.nn import functional
 
@@ -47,16 +48,9 @@ def pair(function, width=8):
     prepared = fxq.prepare(fxq.capture(model, given, dynamic=False), "x86", "static")
     qdq = fxq.convert(fxq.calibrate(prepared, [given], progress=False))
     before = unfused(fxq.lower(qdq))
-    after = edit.clone(before)
-    count = SinkQuantize().apply(after)
-    after.graph.lint()
-    after.recompile()
+    after, count = applied(before, SinkQuantize())
     assert torch.equal(after(*given), before(*given))
     return before, after, count
-
-
-def nodes(gm, target):
-    return [node for node in gm.graph.nodes if node.target is target]
 
 
 def sources(gm):

@@ -10,6 +10,7 @@ from fxquant.kernels.cpu import attention, native, pool, weight_only
 from fxquant.kernels.cpu.emit_conv import emit_conv
 from fxquant.kernels.cpu.grouped import pack_experts
 from fxquant.kernels.cpu.packed import DEEPEST, column_sums, pack
+from fxquant.kernels.cpu.plan import run_as_plan
 from fxquant.kernels.emit import (
     BYTES,
     LINEARS,
@@ -30,7 +31,7 @@ from fxquant.kernels.layout import Source
 from fxquant.kernels.reference import grouped, linear
 from fxquant.kernels.reference import weight_only as reference_weight_only
 from fxquant.kernels.site import Site
-from fxquant.kernels.table import PLACES, POOLS, QUANTIZERS, Emitter, emitter
+from fxquant.kernels.table import PLACES, POOLS, QUANTIZERS, RUNNERS, Emitter, emitter
 
 # Importing these defines the ops.
 __all__ = ["CpuKernels", "attention", "grouped", "linear", "pool", "reference_weight_only"]
@@ -64,6 +65,7 @@ class CpuKernels:
         QUANTIZERS[self.name] = emit_quantize
         POOLS[self.name] = ops.max_pool2d.default
         PLACES[self.name] = ("cpu",)
+        RUNNERS[self.name] = run_as_plan
 
     def emit_linear(self, site: Site) -> fx.Node | str:
         """Emit a linear on a packed weight."""

@@ -16,7 +16,7 @@ constexpr int64_t kColumns = 64;  // columns of a packed block
 constexpr int64_t kDepth = 4;     // depths that one dot-product lane takes
 
 // Features of a linear up to which all its sums fit: those of weights the two halves of epilogue.h.
-constexpr int64_t kDeepest = 33025;
+constexpr int64_t kDeepest = 32767;
 
 using Half = uint16_t;  // the bits of a bfloat16
 
@@ -108,18 +108,21 @@ struct Attention {
   int64_t queries, keys;   // positions of a sequence; the most that one has, where there are offsets
   const int64_t* offsets;  // where the sequences of the only batch row begin, and the end; or null
   float scale;
+  float cap;           // scores s become cap·tanh(s / cap); 0: they stay
   bool causal;         // query i sees keys up to i + diagonal
   int64_t diagonal;
+  int64_t window;       // and of these the last so many places alone; 0: all
   const bool* padding;  // true: this key takes part; [batch][keys], or null
   int64_t padding_stride[2];
   const bool* keep;   // true: this score takes part; [batch][heads][queries][keys], or null
+  int64_t keep_stride[4];
   const float* bias;  // added to the scores, of the same shape; or null
-  int64_t mask_stride[4];
+  int64_t bias_stride[4];
   // The work: every `block_rows` query rows of a head are a task, `blocks` tasks a head, `tasks` in all.
   int64_t block_rows, blocks, tasks;
 };
 
-// Rows of heads turned by angles: pairs of features (d, d + rotated/2), or (2d, 2d + 1) where `interleaved`. With x the
+// Rows of heads, normalized and turned by angles: pairs of features (d, d + rotated/2), or (2d, 2d + 1) where `interleaved`. With x the
 // pair's first and x' its second, y = x·cos − x'·sin and y' = x'·cos + x·sin, each by its own feature's cos and sin;
 // features from `rotated` on stay. Strides are in elements; features of a head are contiguous.
 struct Rotary {
@@ -131,6 +134,8 @@ struct Rotary {
   int64_t cos_stride[2], sin_stride[2];
   int64_t rotated;
   bool interleaved;
+  const float* norm;  // first each row goes through an RMS norm with these weights; null: it does not
+  float eps;
 };
 
 struct Isa {

@@ -44,7 +44,7 @@ inline V::F activate(V::F x) {
 }
 
 // A sum of weights as two s16, sum = 128·high + low, so that one instruction multiplies it exactly with a zero point Z
-// that is given as (Z, 128·Z). It holds while |sum| < 2²², which is for up to kDeepest features.
+// that is given as (Z, 128·Z). It holds for −2²² ≤ sum < 2²², which is for up to kDeepest features.
 inline int32_t halves(int32_t sum) { return static_cast<int32_t>(static_cast<uint32_t>(sum >> 7) << 16 | (sum & 127)); }
 inline V::I minus_halves(int32_t zero_point) {
   return V::seti(static_cast<int32_t>(static_cast<uint32_t>(-zero_point * 128) << 16 | (-zero_point & 0xffff)));
