@@ -6,7 +6,6 @@ from captured import converted
 from golden import check_golden
 from graphs import applied, nodes
 from torch import nn
-from torch.nn import functional
 
 import fxquant as fxq
 from fxquant.graph import edit
@@ -65,7 +64,6 @@ MOVES = {
     "slice": (lambda x: x[:, 1:3], 8, 1),
     "unflatten": (lambda x: x.unflatten(-1, (2, 4)), 4, 1),
     "unsqueeze": (lambda x: x[None], 8, 1),
-    "largest of each window": (lambda x: functional.max_pool2d(x, 2), 4, 1),
 }
 
 

@@ -34,7 +34,7 @@ def layers(draw, kinds=KINDS):
     columns = 1 if kind == "depthwise" else draw(st.sampled_from([1, 4, 64, 67]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     x = torch.randn(draw(st.integers(0, 3)), groups * inner, *sizes, generator=generator) * 3
-    weight = torch.randint(-127, 128, (groups * columns, inner, *kernel), dtype=torch.int8, generator=generator)
+    weight = torch.randint(-128, 128, (groups * columns, inner, *kernel), dtype=torch.int8, generator=generator)
     scale = torch.rand(len(weight), generator=generator) / 50 + 1e-4
     bias = torch.randn(len(weight), generator=generator) if draw(st.booleans()) else None
     if draw(st.booleans()):
@@ -111,7 +111,7 @@ def large(batch, inner, side, columns, kernel, groups=1):
     """Return a layer that more than one thread shares."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, inner, side, side, generator=generator)
-    weight = torch.randint(-127, 128, (columns, inner // groups, kernel, kernel), dtype=torch.int8, generator=generator)
+    weight = torch.randint(-128, 128, (columns, inner // groups, kernel, kernel), dtype=torch.int8, generator=generator)
     scale, bias = torch.rand(columns, generator=generator), torch.randn(columns, generator=generator)
     return x, weight, scale, bias, ([1, 1], [kernel // 2] * 2, [1, 1], groups)
 

@@ -31,7 +31,7 @@ def convolutions(draw):
     x = torch.randint(low, low + 256, (batch, inner, *sizes), dtype=dtype, generator=generator)
     shape = (batch, 1, *[1] * axes) if draw(st.booleans()) else ()
     zero_point = torch.randint(low, low + 256, shape, dtype=torch.int32, generator=generator)
-    weight = torch.randint(-127, 128, (columns, inner // groups, *kernel), dtype=torch.int8, generator=generator)
+    weight = torch.randint(-128, 128, (columns, inner // groups, *kernel), dtype=torch.int8, generator=generator)
     return (x, zero_point, weight), (stride, padding, dilation, groups)
 
 
