@@ -135,10 +135,11 @@ SYSTEMS: dict[str, Callable[[nn.Module, Tensor], Call]] = {
 NEEDS = {"OpenVINO int8": ("openvino", "nncf"), "PT2E int8": ("torchao",)}
 
 
+@torch.no_grad()
 def table(name: str, chosen: list[str], batch: int, rounds: int) -> str:
     """Return the table of a model."""
     torch.manual_seed(0)
-    calls, expected, x = dict[str, Call](), None, images(batch, 99)
+    calls, x = dict[str, Call](), images(batch, 99)
     for system in [BASE, *(each for each in chosen if each != BASE)]:
         torch.manual_seed(0)
         calls[system] = SYSTEMS[system](Logits(MODELS[name]()).eval(), x)
@@ -173,7 +174,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(common.machine())
     chosen = [system for system in options.systems if available(system)]
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peers about themselves
         for name in options.models:
             print(f"\n{table(name, chosen, options.batch, options.rounds)}")

@@ -6,6 +6,9 @@ quantize(op(x)) = op(quantize(x)) for one scale and zero point, exactly: these o
 
 import torch
 
+import fxquant.kernels.cpu.pool  # registers an op of the set
+
+assert fxquant.kernels.cpu.pool
 aten = torch.ops.aten
 
 # Ops whose first argument is the one tensor whose values they hand on, and that run on integers as they are.
@@ -29,6 +32,7 @@ MOVES_VALUES = {
     aten.repeat.default,
     aten.max_pool2d.default,  # torch has no integer max_pool1d
     aten.max_pool3d.default,
+    torch.ops.fxquant.max_pool2d.default,
 }
 # Ops whose first argument is a list of such tensors.
 JOINS_VALUES = {aten.cat.default, aten.stack.default}

@@ -63,7 +63,7 @@ class CpuKernels:
         emitter(self.name, "conv_int8", serves=CONVOLUTIONS, needs=("x", "weight"))(emit_conv)
         emitter(self.name, "embedding_int8", serves=("embedding",), needs=("weight",))(self.emit_embedding)
         QUANTIZERS[self.name] = emit_quantize
-        POOLS[self.name] = ops.max_pool2d_bytes.default
+        POOLS[self.name] = ops.max_pool2d.default
         PLACES[self.name] = ("cpu",)
         RUNNERS[self.name] = run_as_plan
 

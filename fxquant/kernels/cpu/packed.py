@@ -113,7 +113,7 @@ def _fake_linear(x: Tensor, *rest: Any) -> Tensor:
 
 
 def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, dtype: torch.dtype) -> Tensor:
-    return x.new_empty(x.shape, dtype=dtype)
+    return torch.empty_like(x, dtype=dtype)
 
 
 define(

@@ -1,4 +1,4 @@
-"""`fxquant::max_pool2d_bytes`: max-pooling of integers whose channels lie side by side, which torch's own refuses.
+"""`fxquant::max_pool2d`: max-pooling, also of integers whose channels lie side by side, which torch's own refuses.
 
 The result is the greatest of as many shifted images as a window has places, each of which is one vectorised maximum.
 """
@@ -14,7 +14,7 @@ from torch.nn import functional
 from fxquant.kernels.library import define
 
 
-def max_pool2d_bytes(
+def max_pool2d(
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
@@ -22,19 +22,23 @@ def max_pool2d_bytes(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> Tensor:
-    """Return `aten.max_pool2d` of int8 or uint8 x [B, C, H, W], or [C, H, W]; an option has one value or two."""
+    """Return `aten.max_pool2d` of x [(B,) C, H, W], of integers too; an option has one value or two."""
     sides, gaps = _two(kernel), _two(dilation)
     steps, pads = _two(stride or kernel), _two(padding)
     axes = zip(x.shape[-2:], sides, steps, pads, gaps, strict=True)
     counts = [_count(size, side, step, pad, gap, ceil_mode) for size, side, step, pad, gap in axes]
     reached = zip(counts, x.shape[-2:], sides, steps, pads, gaps, strict=True)
     behind = [(n - 1) * step + gap * (side - 1) + 1 - size - pad for n, size, side, step, pad, gap in reached]
-    wide = functional.pad(x, (pads[1], behind[1], pads[0], behind[0]), value=torch.iinfo(x.dtype).min)
+    wide = functional.pad(x, (pads[1], behind[1], pads[0], behind[0]), value=_least(x.dtype))
     shifted = (
         wide[..., i * gaps[0] :: steps[0], j * gaps[1] :: steps[1]][..., : counts[0], : counts[1]]
         for i, j in product(*map(range, sides))
     )
     return reduce(torch.maximum, shifted).clone(memory_format=torch.preserve_format)
+
+
+def _least(dtype: torch.dtype) -> float:
+    return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 def _two(values: Sequence[int]) -> tuple[int, int]:
@@ -56,11 +60,11 @@ def _fake(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> Tensor:
-    return max_pool2d_bytes(x, kernel, stride, padding, dilation, ceil_mode)
+    return max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
 
 
 define(
-    "max_pool2d_bytes(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor",
-    max_pool2d_bytes,
+    "max_pool2d(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor",
+    max_pool2d,
     _fake,
 )

@@ -196,3 +196,11 @@ def test_what_does_not_fit_is_refused(name):
     changes, reason = REFUSED[name]
     with using(""), pytest.raises(RuntimeError, match=reason):
         ops.packed_conv_dynamic_int8(x, *packed(layer), bias, None, **{**arguments, **scheme, **changes})
+
+
+def test_quantizing_keeps_the_order_of_the_axes():
+    x = torch.randn(2, 5, 4, 3).to(memory_format=torch.channels_last)
+    scheme = (torch.tensor(0.02), torch.tensor(5, dtype=torch.int32), 0, 255, torch.uint8)
+    for each in (x, x[:, :, 1:]):
+        assert torch.equal(ops.quantize_static(each, *scheme), ops.quantize_static(each.clone().contiguous(), *scheme))
+    assert ops.quantize_static(x, *scheme).movedim(1, -1).is_contiguous()

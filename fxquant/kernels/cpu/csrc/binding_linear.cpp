@@ -1,6 +1,7 @@
 // The torch ops of linears, quantization and embeddings over the core: checks and the shapes of packing.
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
 #include <string_view>
@@ -146,9 +147,10 @@ Tensor linear_static(const Tensor& x_, const Tensor& x_scale, const Tensor& x_ze
 
 Tensor quantize_tensor(const Tensor& x_, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
                        at::ScalarType dtype) {
-  const Tensor x = x_.to(at::kFloat).contiguous();
+  const Tensor wide = x_.to(at::kFloat);
+  const Tensor x = wide.is_non_overlapping_and_dense() ? wide : wide.contiguous();  // in whatever order its axes lie
   check_bytes(dtype);
-  Tensor q = at::empty(x.sizes(), x.options().dtype(dtype));
+  Tensor q = at::empty_strided(x.sizes(), x.strides(), x.options().dtype(dtype));
   const fxq::RowScheme scheme{false, static_cast<int32_t>(qmin), static_cast<int32_t>(qmax), 0, 1.0f, 0};
   const float s = scale.item<float>();
   const int32_t z = zero_point.item<int32_t>();

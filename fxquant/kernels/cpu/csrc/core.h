@@ -59,7 +59,7 @@ struct Linear {
   int64_t pitch() const { return y_stride ? y_stride : n; }
 };
 
-// Sums over which float32 is exact: |Σ| ≤ 128·127·taps < 2²⁴.
+// Sums over which float32 is exact: |Σ| ≤ 128·128·taps ≤ 2²⁴.
 constexpr int64_t kMostTaps = 1024;
 
 // Bytes of images for convolutions with a filter for each channel, which are s8 here.
