@@ -3,6 +3,8 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -161,13 +163,47 @@ def _children(value: Any, keys: Sequence[Any]) -> list[Any] | None:
     return list(value) if isinstance(value, list | tuple) and len(value) == len(keys) else None
 
 
-def check(leaves: Sequence[Leaf], limits: Limits, tensors: Sequence[Any]) -> None:
+class Fit:
+    """Says whether tensors are what a graph's inputs have to be, quickly: steps of generation differ at each call.
+
+    All sizes in one row have to be those of a pattern: a size with a symbol is the first with this symbol, another is a
+    number, which stands behind the sizes.
+    """
+
+    def __init__(self, leaves: Sequence[Leaf], limits: Limits) -> None:
+        expected = [size for leaf in leaves for size in leaf.shape]
+        self._kinds = [(leaf.dtype, len(leaf.shape)) for leaf in leaves]
+        self._numbers = [size for size in expected if isinstance(size, int)]
+        numbers = count(len(expected))
+        places = [expected.index(size) if isinstance(size, str) else next(numbers) for size in expected]
+        self._pattern = itemgetter(*places, *places[:1]) if places else lambda _: ()  # of two or more, a tuple
+        self._bounds = [
+            (expected.index(symbol), *limits.ranges[symbol]) for symbol in limits.ranges if symbol in expected
+        ]
+        self._limits = limits
+
+    def __call__(self, tensors: Sequence[Any]) -> bool:
+        """Say whether types, ranks and sizes are right, and no size is symbolic."""
+        sizes: list[int] = []
+        for (dtype, rank), tensor in zip(self._kinds, tensors, strict=True):
+            if not isinstance(tensor, Tensor) or tensor.dtype is not dtype or tensor.ndim != rank:
+                return False
+            sizes += tensor.shape
+        if any(type(size) is not int for size in sizes) or self._pattern(sizes + self._numbers)[:-1] != tuple(sizes):
+            return False
+        if any(
+            sizes[place] < least or (most is not None and sizes[place] > most) for place, least, most in self._bounds
+        ):
+            return False
+        return self._limits.hold([tensor.shape for tensor in tensors]) if self._limits.conditions else True
+
+
+def explain(leaves: Sequence[Leaf], limits: Limits, tensors: Sequence[Any]) -> None:
     """Raise `InputError` unless the tensors have the types, ranks and sizes that the graph is right for.
 
     Symbolic sizes, which tracers bring, are taken as they are.
     """
-    if not _fit(leaves, limits, tensors):
-        _explain(leaves, limits, tensors)
+    _explain(leaves, limits, tensors)
     shapes = [tensor.shape for tensor in tensors] if limits.conditions else []
     known = all(isinstance(size, int) for shape in shapes for size in shape)
     if known and not limits.hold(shapes):
@@ -175,20 +211,6 @@ def check(leaves: Sequence[Leaf], limits: Limits, tensors: Sequence[Any]) -> Non
         condition = guards.text(tree, [leaf.name for leaf in leaves])
         advice = "give inputs of such sizes, or capture again with these"
         raise InputError(f"the captured graph is right where {condition}, and the inputs are not so: {advice}")
-
-
-def _fit(leaves: Sequence[Leaf], limits: Limits, tensors: Sequence[Any]) -> bool:
-    """Say whether types, ranks and sizes are right. Steps of generation have other sizes at each call."""
-    sizes: dict[str, int] = {}
-    for leaf, tensor in zip(leaves, tensors, strict=True):
-        if not isinstance(tensor, Tensor) or tensor.dtype != leaf.dtype or tensor.ndim != len(leaf.shape):
-            return False
-        for expected, size in zip(leaf.shape, tensor.shape, strict=True):
-            known = sizes.setdefault(expected, size) if isinstance(expected, str) else expected
-            least, most = limits.ranges.get(expected, (0, None)) if isinstance(expected, str) else (0, None)
-            if type(size) is not int or size != known or size < least or (most is not None and size > most):
-                return False
-    return True
 
 
 def _explain(leaves: Sequence[Leaf], limits: Limits, tensors: Sequence[Any]) -> None:

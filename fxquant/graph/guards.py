@@ -7,7 +7,9 @@ export states as text, and evaluated by walking it: no text is ever run.
 import ast
 import operator
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -103,6 +105,47 @@ def is_plain(tree: Tree) -> bool:
     if not isinstance(tree, list) or not all(isinstance(part, int) or part[0] == "size" for part in tree[1:]):
         return False
     return tree[0] == "==" or (tree[0] in ("<", "<=", ">", ">=") and any(isinstance(part, int) for part in tree[1:]))
+
+
+def always_holds(tree: Tree) -> bool:
+    """Say whether a condition holds for sizes of 0 and more, as signs alone show: `min(a, a + b) == a`, say."""
+    if not isinstance(tree, list) or len(tree) != 3:
+        return False
+    kind, first, second = tree
+    if kind == "==" and isinstance(first, list) and first[0] == "min" and second in first[1:]:
+        return all(_never_less(other, second) for other in first[1:])
+    return (kind == ">=" and _never_less(first, second)) or (kind == "<=" and _never_less(second, first))
+
+
+def _never_less(greater: Tree, less: Tree) -> bool:
+    terms = _terms(["-", greater, less])
+    return terms is not None and all(factor >= 0 for factor in terms.values())
+
+
+def _terms(tree: Tree) -> Counter[Any] | None:
+    """Return the factor of each product of sizes in a sum of such; None for other trees."""
+    if isinstance(tree, int):
+        return Counter({(): tree})
+    if tree[0] == "size":
+        return Counter({(tuple(tree),): 1})
+    parts = [_terms(part) for part in tree[1:]] if tree[0] in ("+", "-", "*") else [None]
+    total: Counter[Any] = Counter({(): 1 if tree[0] == "*" else 0})
+    for place, part in enumerate(parts):
+        if part is None:
+            return None
+        if tree[0] == "*":
+            total = _product(total, part)
+        else:
+            for sizes, factor in part.items():
+                total[sizes] += -factor if tree[0] == "-" and place else factor
+    return total
+
+
+def _product(first: Counter[Any], second: Counter[Any]) -> Counter[Any]:
+    total: Counter[Any] = Counter()
+    for (one, a), (two, b) in product(first.items(), second.items()):
+        total[tuple(sorted((*one, *two)))] += a * b
+    return total
 
 
 def check(tree: Any, ranks: Sequence[int], depth: int = 0) -> None:

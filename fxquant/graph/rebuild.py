@@ -204,6 +204,6 @@ def _conditions(program: ExportedProgram) -> tuple[tuple[guards.Tree, ...], list
         tree = guards.parse(text)
         if tree is None:
             unchecked.append(text)
-        elif not guards.is_plain(tree) and not guards.is_assumed(tree):
+        elif not (guards.is_plain(tree) or guards.is_assumed(tree) or guards.always_holds(tree)):
             found.append(tree)
     return tuple(found), unchecked

@@ -15,10 +15,9 @@ from torch import fx
 from fxquant.errors import ArtifactError
 from fxquant.graph import edit, guards, structure
 from fxquant.graph.attributes import read_directly
-from fxquant.graph.calling import Leaf, Limits, Parameter, bind, check, name_arguments, python_signature
+from fxquant.graph.calling import Fit, Leaf, Limits, Parameter, bind, explain, name_arguments, python_signature
 
 NAME = "_fxquant_signature"  # of the signature in generated code
-_REMEMBERED = 1024  # shapes of accepted calls
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Signature:
     python: inspect.Signature = field(init=False, repr=False, compare=False)
     _flat: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _limits: Limits = field(init=False, repr=False, compare=False)
-    _accepted: set[Any] = field(init=False, repr=False, compare=False, default_factory=set)
+    _fits: Fit = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         structure.builder(self.inputs)
@@ -57,6 +56,7 @@ class Signature:
         for tree in self.conditions:
             guards.check(tree, [len(leaf.shape) for leaf in self.leaves])
         object.__setattr__(self, "_limits", Limits(self.ranges, self.conditions))
+        object.__setattr__(self, "_fits", Fit(self.leaves, self._limits))
 
     def __hash__(self) -> int:
         return hash((self.parameters, self.leaves))  # generated code finds its globals by hash
@@ -104,16 +104,13 @@ class Signature:
         if torch.compiler.is_compiling():  # tracers bring symbolic sizes, and guard on what they need themselves
             return tuple(bind(self.parameters, self.inputs, self._name(args, kwargs)))
         if not args and len(kwargs) == len(self._flat):
-            # the common call, flat tensors of shapes that were accepted before, costs two look-ups
+            # the common call: flat tensors, by their names
             leaves = [kwargs.get(name) for name in self._flat]
-            if _key(leaves) in self._accepted:
+            if self._fits(leaves):
                 return tuple(leaves)
         leaves = bind(self.parameters, self.inputs, self._name(args, kwargs))
-        key = _key(leaves)
-        if key not in self._accepted:
-            check(self.leaves, self._limits, leaves)
-            if key is not None and len(self._accepted) < _REMEMBERED:
-                self._accepted.add(key)
+        if not self._fits(leaves):
+            explain(self.leaves, self._limits, leaves)
         return tuple(leaves)
 
     def _name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -185,16 +182,6 @@ def without_signature(gm: fx.GraphModule) -> fx.GraphModule:
     flat.graph.set_codegen(fx.graph.CodeGen())
     flat.recompile()
     return flat
-
-
-def _key(leaves: Sequence[Any]) -> Any:
-    """Return what decides whether inputs are right; None where some are no tensors, or have symbolic sizes."""
-    try:
-        key = tuple([(leaf.shape, leaf.dtype) for leaf in leaves])
-        hash(key)
-    except (AttributeError, TypeError):
-        return None
-    return key
 
 
 def _parameter(name: Any, kind: Any, required: Any, default: Any) -> Parameter:

@@ -52,3 +52,31 @@ def test_damaged_tree_is_an_artifact_error(tree):
 def test_condition_reads_like_python():
     tree = guards.parse("L['leaves'][0].size()[1] % max(2, L['leaves'][1].size()[0]) == 0")
     assert guards.text(tree, ["ids", "mask"]) == "(ids.shape[1] % max(2, mask.shape[0])) == 0"
+
+
+ALWAYS = [
+    "L['leaves'][0].size()[1] + 2 >= L['leaves'][0].size()[1]",
+    "min(8*L['leaves'][0].size()[0], 16*L['leaves'][0].size()[0] + 1) == 8*L['leaves'][0].size()[0]",
+    "L['leaves'][0].size()[0]*L['leaves'][0].size()[1] <= 3*L['leaves'][0].size()[1]*L['leaves'][0].size()[0]",
+    "0 - L['leaves'][1].size()[0] <= 0",
+]
+SOMETIMES = [
+    "L['leaves'][0].size()[1] >= 1",
+    "min(8*L['leaves'][0].size()[0], 4*L['leaves'][0].size()[0]) == 8*L['leaves'][0].size()[0]",
+    "L['leaves'][0].size()[0] <= L['leaves'][0].size()[1]",
+    "L['leaves'][0].size()[0] // 2 <= L['leaves'][0].size()[0]",
+    "L['leaves'][0].size()[0] == L['leaves'][0].size()[0]*1",
+]
+
+
+@pytest.mark.parametrize("text", ALWAYS)
+@given(shapes=st.tuples(st.tuples(st.integers(0, 9), st.integers(0, 9)), st.tuples(st.integers(0, 9))))
+def test_what_always_holds_holds(text, shapes):
+    tree = guards.parse(text)
+    assert guards.always_holds(tree)
+    assert guards.holds(tree, shapes)
+
+
+@pytest.mark.parametrize("text", SOMETIMES)
+def test_what_signs_do_not_show_is_kept(text):
+    assert not guards.always_holds(guards.parse(text))

@@ -85,13 +85,15 @@ void set_cache(const Tensor& cache, const void*& data, int64_t* stride) {
   stride[2] = cache.stride(1);
 }
 
-// The first rows and columns of a mask (batch, keys) that may have more; other masks broadcast.
-Tensor cut_mask(const Tensor& mask, int64_t batch, int64_t keys) {
-  if (mask.dim() != 2) return mask;
+// A mask of padding may have more rows and columns than batch and keys; other masks broadcast.
+void set_cached_mask(fxq::Attention& op, const Tensor& mask, int64_t batch) {
+  if (mask.dim() != 2 || mask.scalar_type() != at::kBool) return fxq::set_mask(op, mask, batch);
   const int64_t rows = std::min(mask.size(0), batch);
-  TORCH_CHECK((rows == batch || rows == 1) && mask.size(1) >= keys, "fxquant: the mask is ", mask.sizes(), ", for ", batch,
-              " sequences of ", keys, " keys");
-  return mask.narrow(0, 0, rows).narrow(1, 0, keys);
+  TORCH_CHECK((rows == batch || rows == 1) && mask.size(1) >= op.keys, "fxquant: the mask is ", mask.sizes(), ", for ",
+              batch, " sequences of ", op.keys, " keys");
+  op.padding = mask.const_data_ptr<bool>();
+  op.padding_stride[0] = rows == batch ? mask.stride(0) : 0;
+  op.padding_stride[1] = mask.stride(1);
 }
 
 // What is added to the scores beside a mask that says which of them count.
@@ -158,8 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> cached_attention(const Tensor& q_, const opti
   op.window = window.value_or(0);
   TORCH_CHECK(op.window >= 0 && (op.causal || !window), "fxquant: a window of ", op.window,
               " keys; it is positive and takes a diagonal");
-  Tensor shown;
-  if (mask) fxq::set_mask(op, shown = cut_mask(*mask, batch, op.keys), batch);
+  if (mask) set_cached_mask(op, *mask, batch);
   if (bias) set_bias(op, *bias, batch);
   set_cache(key, op.k, op.k_stride);
   set_cache(value, op.v, op.v_stride);
