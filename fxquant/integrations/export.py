@@ -12,6 +12,7 @@ from fxquant import atomic, manifest
 from fxquant.errors import ConfigError, ExportError
 from fxquant.graph import edit
 from fxquant.integrations.onnx.export import write_onnx
+from fxquant.integrations.openvino.export import write_openvino
 from fxquant.integrations.substitutions import Substitution
 from fxquant.ledger import read_ledger
 from fxquant.portable import portable
@@ -23,6 +24,7 @@ from fxquant.registry import Registry
 Writer = Callable[[fx.GraphModule, Path, str, str | None], tuple[Substitution, ...]]
 FORMATS: Registry[Writer] = Registry("format")
 FORMATS.add("onnx", write_onnx)
+FORMATS.add("openvino", write_openvino)
 REPORT = "export.json"
 _KIND = "fxquant export"
 _ALONE = "model"  # what the file of a graph is called that is no part of a Program
@@ -59,7 +61,7 @@ def export(
     Args:
         graph: what `convert`, `lower`, `quantize` or `load` returns.
         folder: where the files go.
-        format: "onnx".
+        format: "onnx" or "openvino".
         target: the runtime to write for (docs/export.md); by default that of the format.
 
     Raises:
