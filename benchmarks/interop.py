@@ -35,7 +35,7 @@ from fxquant.evaluation.embedding import agreement, embed
 from fxquant.integrations.onnx.profiles import PROFILES
 
 MODELS = ("minilm", "bert-base", "gpt2", "vit")
-RECIPES = ("static", "dynamic", "weight-only")
+RECIPES = ("static", "static-smoothquant", "dynamic", "weight-only")
 Call = Callable[..., Any]
 
 
@@ -121,8 +121,8 @@ def measure(args: argparse.Namespace, model: Model, folder: Path) -> None:
     ours = dict[str, Call]()
     differences = []
     for recipe in args.recipes:
-        for runtime, (target, start) in RUNTIMES.items():
-            qdq, path = exported(captured, recipe, model, folder, target)
+        for runtime, (backend, target, start) in RUNTIMES.items():
+            qdq, path = exported(captured, recipe, model, folder, backend, target)
             reference, call = PROFILES[target].dialect(qdq), start(path, args.threads)
             reference.recompile()
             ours[f"fxquant {recipe} in {runtime}"] = call
@@ -140,11 +140,11 @@ def usable(cells: list[Cell], model: Model) -> list[Cell]:
     return [cell for cell in cells if model.subject is not None and model.subject.fits(cell)]
 
 
-def exported(captured: Any, recipe: str, model: Model, folder: Path, target: str) -> tuple[Any, Path]:
+def exported(captured: Any, recipe: str, model: Model, folder: Path, backend: str, target: str) -> tuple[Any, Path]:
     """Return a Q/DQ graph and its ONNX file, from the folder if they are there."""
-    artifact, out = folder / f"{recipe}-artifact", folder / f"{recipe}-{target}"
+    artifact, out = folder / f"{recipe}-{backend}-artifact", folder / f"{recipe}-{target}"
     if not artifact.exists():
-        fxq.save(common.convert(captured, recipe, model.calibration), artifact)
+        fxq.save(common.convert(captured, recipe, model.calibration, backend), artifact)
     qdq = fxq.load(artifact, lower=False)
     if not out.exists():
         fxq.export(qdq, out, target=target)
@@ -183,7 +183,8 @@ def openvino(path: Path, threads: int) -> Call:
     return call
 
 
-RUNTIMES = {"ORT": ("onnxruntime", ort), "OpenVINO": ("openvino", openvino)}  # the target, and what runs its file
+# For each runtime the backend that quantizes for it, the target of the export, and what runs its file.
+RUNTIMES = {"ORT": ("x86", "onnxruntime", ort), "OpenVINO": ("openvino", "openvino", openvino)}
 
 
 def difference(call: Call, reference: Call, batch: Batch) -> float:
@@ -201,7 +202,7 @@ def own_quantizers(args: argparse.Namespace, model: Model, folder: Path) -> dict
                 found[name] = SYSTEMS[name](Context(model.subject, folder, args.threads)).call
             else:
                 path = write(Source(model.module, model.calibration, folder))
-                found[name] = RUNTIMES[runtime][1](path, args.threads)
+                found[name] = RUNTIMES[runtime][-1](path, args.threads)
         except Exception as error:  # a peer may fail in whatever way it likes; the others are still measured
             print(f"{name}: not measured: {type(error).__name__}: {str(error)[:90]}")
     return found

@@ -22,8 +22,11 @@ from fxquant.errors import (
 )
 from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations import plugin
+from fxquant.integrations.checkpoints.load import load_checkpoint
 from fxquant.integrations.dynamo import compiled, register
 from fxquant.integrations.export import Exported, export
+from fxquant.integrations.pt2e.inwards import from_pt2e
+from fxquant.integrations.pt2e.outwards import to_pt2e
 from fxquant.integrations.verify import verify
 from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
@@ -78,13 +81,16 @@ __all__ = [
     "cuda_graphs",
     "diff",
     "export",
+    "from_pt2e",
     "ledger",
     "load",
     "load_backend",
+    "load_checkpoint",
     "lower",
     "prepare",
     "quantize",
     "save",
+    "to_pt2e",
     "transforms",
     "verify",
 ]

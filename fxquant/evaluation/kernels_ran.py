@@ -11,7 +11,7 @@ INTEGER_PRODUCTS = ("aten::_int_mm", "onednn::qlinear_pointwise", "onednn::qconv
 FLOAT_PRODUCTS = (
     "aten::linear", "aten::matmul", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addbmm",
     "aten::scaled_dot_product_attention", "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::convolution",
-    "fxquant::attention", "fxquant::cached_attention",
+    "fxquant::attention", "fxquant::cached_attention", "fxquant::cross_attention",
     "aten::mkldnn_linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear",
 )  # fmt: skip
 OWN = "fxquant::"

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from fxquant.integrations.onnx.profiles import PROFILES
 from fxquant.integrations.openvino.export import openvino_dialect
+from fxquant.integrations.pt2e import outwards as pt2e
 from fxquant.registry import Registry
 from fxquant.verification.whole import Call
 
@@ -85,6 +86,18 @@ def _compiled(path: Path, names: Sequence[str], options: dict[str, int]) -> Call
     return call
 
 
+def _executorch(folder: Path, names: Sequence[str], threads: int) -> Call:
+    runtime = importlib.import_module("executorch.runtime").Runtime.get()
+    method = runtime.load_program(folder / "model.pte").load_method("forward")
+    return lambda inputs: method.execute(list(inputs))
+
+
+def _xnnpack(gm: fx.GraphModule) -> fx.GraphModule:
+    found = pt2e.PROFILES["xnnpack"].adapted(gm)
+    found.recompile()
+    return found
+
+
 def _dialect(target: str) -> Callable[[fx.GraphModule], fx.GraphModule]:
     def dialect(gm: fx.GraphModule) -> fx.GraphModule:
         found = PROFILES[target].dialect(gm)
@@ -99,3 +112,7 @@ for _name, _start in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
     RUNTIMES.add(_name, Runtime(_name, _install, "onnx", _name, _dialect(_name), _start))
 _install = "pip install 'fxquant[openvino]'"
 RUNTIMES.add("openvino-ir", Runtime("openvino", _install, "openvino", None, openvino_dialect, _openvino_ir))
+RUNTIMES.add(
+    "executorch",
+    Runtime("executorch", "pip install 'fxquant[executorch]'", "executorch", "xnnpack", _xnnpack, _executorch),
+)

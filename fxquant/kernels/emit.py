@@ -15,20 +15,33 @@ from fxquant.kernels.table import Emitter
 from fxquant.spec import QuantSpec
 
 BYTES = (torch.int8, torch.uint8)
-ACTIVATIONS = {"linear": "none", "linear_add": "none", "linear_relu": "relu", "linear_silu": "silu"}
+ACTIVATIONS = {
+    "linear": "none",
+    "linear_add": "none",
+    "linear_relu": "relu",
+    "linear_silu": "silu",
+    "conv1d": "none",
+    "conv1d_relu": "relu",
+    "conv2d": "none",
+    "conv2d_add": "none",
+    "conv2d_add_relu": "add_relu",
+    "conv2d_relu": "relu",
+    "conv2d_silu": "silu",
+}
+_OF_ROWS = ("per-tensor", "per-token")  # the scales of activations that products of matrices take
 UNQUANTIZED = "of float activations it gives float32, where its result is to be quantized"
-LINEARS = (*ACTIVATIONS, "linear_gelu")
+LINEARS = ("linear", "linear_add", "linear_relu", "linear_silu", "linear_gelu")
 
 
 def activation_of(site: Site) -> str:
     """Return the activation function that the site's pattern ends in, by the kernels' name for it."""
-    if site.op == "linear_gelu":
+    if "approximate" in site.attrs:
         return "gelu_tanh" if site.attrs["approximate"] == "tanh" else "gelu"
     return ACTIVATIONS[site.op]
 
 
 def bias_of(site: Site) -> fx.Node | None:
-    """Return the bias of a linear, as integers where it is quantized; None where there is none."""
+    """Return the bias of a linear or convolution, as integers where it is quantized; None where there is none."""
     bias = site.operands.get("bias")
     return (bias.quantized or bias.value) if bias else None
 
@@ -45,7 +58,7 @@ def refusal(site: Site) -> str | None:
         or weight.group_size is not None
     ):
         return "the weight has to be int8, symmetric, static, and per-tensor or per-channel along axis 0"
-    if x is not None and x.spec is not None and (x.spec.granularity == "per-channel" or x.spec.format.floating):
+    if x is not None and x.spec is not None and (x.spec.granularity not in _OF_ROWS or x.spec.format.floating):
         return "the activations have to be integers, per-tensor or per-token"
     return None
 
@@ -88,7 +101,7 @@ def linear_emitter(static: Any, weight_only: Any, dynamic: Any = None) -> Emitte
 def fp8_refusal(site: Site) -> str | None:
     """Return why a kernel of float8 products cannot take a site's operands, whatever its backend file allows."""
     x, weight = site.read("x"), site.read("weight").spec
-    if x.quantized is None or x.spec is None or not x.spec.format.floating or x.spec.granularity == "per-channel":
+    if x.quantized is None or x.spec is None or not x.spec.format.floating or x.spec.granularity not in _OF_ROWS:
         return "the activations have to be float8, per-tensor or per-token"
     if weight is None or not weight.format.floating or weight.dynamic or weight.axis not in (None, 0, -2):
         return "the weight has to be float8, static, and per-tensor or per-channel along axis 0"

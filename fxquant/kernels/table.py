@@ -30,8 +30,12 @@ class Kernel:
 KERNEL_SETS: dict[str, Registry[Kernel]] = {}
 # What a set does with the static quantizations that no kernel took over.
 QUANTIZERS: dict[str, Emitter] = {}
+# A set's own max-pooling of integers over two axes, with the arguments of aten's.
+POOLS: dict[str, torch._ops.OpOverload] = {}
 # The kinds of device that a set's kernels run on; one that is not named runs anywhere.
 PLACES: dict[str, tuple[str, ...]] = {}
+# How a set lets a lowered graph make its calls; else Python makes them.
+RUNNERS: dict[str, Callable[[fx.GraphModule], None]] = {}
 # Whether a set has kernels here for what passes put in the place of several ops; others have those of the C++ core.
 FUSES: dict[str, Callable[[], bool]] = {}
 

@@ -8,7 +8,15 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
-from fxquant.passes.attention_operands import Operand, flattens, joined, operand, swaps_positions_and_heads, unrepeated
+from fxquant.passes.attention_operands import (
+    Operand,
+    flattens,
+    joined,
+    operand,
+    swaps_positions_and_heads,
+    unrepeated,
+    unscaled,
+)
 from fxquant.passes.attention_spelling import Spelled
 
 aten = torch.ops.aten
@@ -41,7 +49,8 @@ def read_heads(attention: Spelled) -> Heads | str:
     if heads % kv_heads or not (attention.grouped or k.shape[1] in (1, heads)):
         return f"{heads} query heads cannot share {k.shape[1]} key heads evenly"
     scale = q.shape[3] ** -0.5 if attention.scale is None else attention.scale
-    return Heads(operand(attention.query), operand(key), operand(value), heads, kv_heads, q.shape[3], scale)
+    query, factor = unscaled(operand(attention.query))
+    return Heads(query, operand(key), operand(value), heads, kv_heads, q.shape[3], scale * factor)
 
 
 def _four(known: TensorInfo) -> bool:
@@ -71,10 +80,9 @@ def _heads_of(node: Any) -> int:
     return known.shape[1]
 
 
-def rows_of(*operands: Operand) -> tuple[fx.Node | None, ...]:
+def rows_of(query: Operand, key: Operand, value: Operand) -> tuple[fx.Node | None, ...]:
     """Return query, key and value as kernels take them: merged, or each with its positions before its heads."""
-    query, key, value = operands
-    return joined(query, key, value) or tuple(map(_rows, operands))
+    return joined(query, key, value) or tuple(map(rows, (query, key, value)))
 
 
 def mask_of(attention: Spelled) -> fx.Node | None:
@@ -83,15 +91,15 @@ def mask_of(attention: Spelled) -> fx.Node | None:
         return None if attention.mask is None else _with_four(attention.result, attention.mask)
 
 
-def _rows(operand: Operand) -> fx.Node:
+def rows(operand: Operand) -> fx.Node:
     """Return an operand as [B, S, heads·D] or [B, S, heads, D], transposing where the graph has no such value."""
     if operand.rows is not None:
         return operand.rows
     node = operand.node
-    rows = edit.call(node.graph, aten.transpose.int, (node, 1, 2), like=node, value=_swapped(edit.info(node)))
+    moved = edit.call(node.graph, aten.transpose.int, (node, 1, 2), like=node, value=_swapped(edit.info(node)))
     if isinstance(node.meta.get("val"), torch.Tensor):
-        rows.meta["val"] = node.meta["val"].transpose(1, 2)
-    return rows
+        moved.meta["val"] = node.meta["val"].transpose(1, 2)
+    return moved
 
 
 def _with_four(node: fx.Node, mask: fx.Node) -> fx.Node:

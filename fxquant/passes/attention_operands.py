@@ -33,10 +33,25 @@ def operand(node: Any) -> Operand:
     assert isinstance(node, fx.Node), "attention reads tensors"
     if not swaps_positions_and_heads(node):
         return Operand(node, None)
-    apart = node.args[0]
-    assert isinstance(apart, fx.Node)
+    return Operand(node, flat_source(node.args[0]))
+
+
+def flat_source(apart: Any) -> fx.Node:
+    """Return the [B, S, H·D] that a node [B, S, H, D] is a view of, or the node itself."""
+    assert isinstance(apart, fx.Node), "attention reads tensors"
     flat = apart.args[0] if apart.target in SPLITTING else None
-    return Operand(node, flat if isinstance(flat, fx.Node) and _flat_of(flat, apart) else apart)
+    return flat if isinstance(flat, fx.Node) and _flat_of(flat, apart) else apart
+
+
+def unscaled(read: Operand) -> tuple[Operand, float]:
+    """Return an operand and the number that it is multiplied with, which attention's scale can take in."""
+    node = read.rows
+    if node is None or node.target is not aten.mul.Tensor or len(node.users) > 1:
+        return read, 1.0
+    source, factor = node.args[:2]
+    if not isinstance(source, fx.Node) or not isinstance(factor, int | float):
+        return read, 1.0
+    return Operand(read.node, source), float(factor)
 
 
 def swaps_positions_and_heads(node: fx.Node) -> bool:

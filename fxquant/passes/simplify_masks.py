@@ -6,13 +6,16 @@ a flag. `passes.masks` reads the arithmetic as a condition on (batch, query, key
     always                      the mask goes
     key ≤ query                 becomes the flag `causal`
     key ≤ query + cached        becomes the argument `diagonal` of attention with a cache
+    and key > that − window     becomes its argument `window`
     an element of (batch, key)  becomes a mask [B, Sk], whose dead keys the kernel leaves out
-    the last two at once        become both
+    all of these at once        become all
+    numbers where one of these  become a mask as above and, of attention with a cache, its argument `bias`
 
 and any other mask stays. A float mask that adds 0 to a key or hides it by −1e4 or less counts as such a condition: for
 a query of which it hides every key the result is then zeros, as for a boolean mask, and not the mean of the hidden.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,7 +24,7 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
-from fxquant.passes.masks.arithmetic import ARITHMETIC, shown
+from fxquant.passes.masks.arithmetic import ARITHMETIC, HIDDEN, shown
 from fxquant.passes.masks.axes import AXES
 from fxquant.passes.masks.conditions import CONDITIONS
 from fxquant.passes.masks.reader import Reader, rank
@@ -30,19 +33,25 @@ from fxquant.passes.masks.terms import (
     All,
     Condition,
     Element,
+    Not,
     NotNegative,
     Size,
+    Term,
+    as_choice,
     as_condition,
     index,
     moved,
+    negated,
 )
 
 aten = torch.ops.aten
 ATTENTION = torch.ops.fxquant.attention.default
 CACHED = torch.ops.fxquant.cached_attention.default
+CROSS = torch.ops.fxquant.cross_attention.default
 SDPA = aten.scaled_dot_product_attention.default
-MASK: dict[Any, int] = {ATTENTION: 3, SDPA: 3, CACHED: 5}  # where the mask stands among their arguments
-CAUSAL: dict[Any, int] = {ATTENTION: 8, SDPA: 5, CACHED: 11}  # and where causality
+MASK: dict[Any, int] = {ATTENTION: 3, SDPA: 3, CROSS: 3, CACHED: 5}  # where the mask stands among their arguments
+CAUSAL: dict[Any, int] = {ATTENTION: 8, SDPA: 5, CACHED: 15}  # and where causality
+BIAS, WINDOW = 6, 16  # of attention with a cache alone
 BATCH, QUERY, KEY = 0, 2, 3
 MEANINGS = {**AXES, **CONDITIONS, **ARITHMETIC}
 
@@ -51,11 +60,13 @@ MEANINGS = {**AXES, **CONDITIONS, **ARITHMETIC}
 class Meaning:
     """What a mask says: that keys after the query are hidden, from how far on, and where a key takes part.
 
-    `diagonal` d hides keys j > i + d from query i; None hides none. It is a number or the node of a size.
+    `diagonal` d hides keys j > i + d from query i; None hides none. It is a number or the node of a size. `window` w
+    hides keys j ≤ i + d − w, too.
     """
 
     diagonal: fx.Node | int | None
     padding: Element | None
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,12 @@ class SimplifyMasks:
             mask = node.args[MASK[node.target]] if node.target in MASK else None
             if mask is None or (node.target is not SDPA and rank(mask) != 4):  # none, or one of padding already
                 continue
-            meaning = meaning_of(reader, mask)
+            meaning, bias = meaning_of(reader, mask), None
+            if isinstance(meaning, str) and node.target is CACHED:
+                meaning, bias = _apart(reader, mask, meaning)
             kept = meaning if isinstance(meaning, str) else _give(node, meaning, made)
+            if bias is not None and kept is None:
+                node.update_arg(BIAS, _with_four(node, bias))
             edit.mark(node, mask=kept)
             count += kept is None
         edit.sweep(gm)
@@ -82,22 +97,43 @@ class SimplifyMasks:
 
 def meaning_of(reader: Reader, mask: fx.Node) -> Meaning | str:
     """Return what a mask says, or what it depends on beside causality and padding."""
-    condition = _condition(reader, mask)
+    return _meaning(mask, _condition(mask, reader.read(mask)))
+
+
+def _meaning(mask: fx.Node, condition: Condition | None) -> Meaning | str:
     if not isinstance(condition, All):
         return f"%{mask} adds other numbers than 0 and those that hide a key, or is no condition that is known"
     paddings = [part for part in condition.parts if isinstance(part, Element)]
-    orders = {part: _diagonal(part) for part in condition.parts if isinstance(part, NotNegative)}
-    if None in orders.values() or len(paddings) > 1 or len(orders) > 1:
+    order = _order([part.value for part in condition.parts if isinstance(part, NotNegative)])
+    if order is None or len(paddings) > 1:
         return f"%{mask} depends on more than the order of query and key and one padding mask"
     padding = paddings[0] if paddings else None
     if padding is not None and [each for each in padding.places if each.factors] not in ([_B, _K], [_K]):
         return f"%{mask} depends on %{padding.node} by more than batch and key"
-    return Meaning(next(iter(orders.values()), None), padding)
+    return Meaning(order[0], padding, order[1])
 
 
-def _diagonal(part: NotNegative) -> fx.Node | int | None:
+Order = tuple[fx.Node | int | None, int | None]
+
+
+def _order(bounds: list[Affine]) -> Order | None:
+    """Return diagonal and window of the condition that some numbers are not negative; None for any other condition."""
+    ahead = [(bound, found) for bound in bounds if (found := _diagonal(bound)) is not None]
+    behind = [bound for bound in bounds if all(bound is not known for known, _ in ahead)]
+    if len(ahead) > 1 or len(behind) > len(ahead) or len(behind) > 1:
+        return None
+    if not behind:
+        return (ahead[0][1], None) if ahead else (None, None)
+    bound, diagonal = ahead[0]
+    match bound.plus(behind[0]):  # query + d − key ≥ 0 and key − query − d + w − 1 ≥ 0
+        case Affine((), constant) if constant >= 0:
+            return diagonal, constant + 1
+    return None
+
+
+def _diagonal(value: Affine) -> fx.Node | int | None:
     """Return d of the condition that key ≤ query + d, a number or the node of a size; None for any other."""
-    match part.value.plus(_Q, -1).plus(_K):
+    match value.plus(_Q, -1).plus(_K):
         case Affine((), constant):
             return constant
         case Affine(((Size(node), 1),), 0):
@@ -105,22 +141,71 @@ def _diagonal(part: NotNegative) -> fx.Node | int | None:
     return None
 
 
+def _apart(reader: Reader, mask: fx.Node, reason: str) -> tuple[Meaning | str, fx.Node | None]:
+    """Return what a mask says and what it adds to the scores of the keys that it shows, or the reason why not."""
+    for bias, hiding in _sums(reader, mask):
+        meaning = reason if hiding is None else _meaning(mask, _over_four(mask, hiding))
+        known = edit.info(bias)
+        if not isinstance(meaning, str) and known is not None and known.dtype is torch.float32:
+            return meaning, bias
+    return reason, None
+
+
+def _sums(reader: Reader, mask: fx.Node) -> Iterator[tuple[fx.Node, Condition | None]]:
+    """Yield numbers that a mask may be made of, with the condition that shows them: others hide a key."""
+    args: Any = mask.args
+    if mask.target is aten.add.Tensor and mask.kwargs["alpha"] == 1:
+        for bias, other in (args, args[::-1]):
+            term = reader.aligned(other, mask)
+            if isinstance(bias, fx.Node) and term is not None:
+                yield bias, shown(term)
+    for target, (test, bias, number, wanted) in CHOICES.items():
+        if mask.target is target and isinstance(args[bias], fx.Node) and _hides(reader, args[number], mask):
+            term = reader.aligned(args[test], mask)
+            condition = None if term is None else as_condition(term)
+            yield args[bias], condition if wanted or condition is None else negated(condition)
+
+
+# Choices between two operands: where the test, the numbers and what hides keys stand, and whether the test shows them.
+CHOICES: dict[Any, tuple[int, int, int, bool]] = {
+    aten.where.self: (0, 1, 2, True),
+    aten.where.ScalarOther: (0, 1, 2, True),
+    aten.where.ScalarSelf: (0, 2, 1, False),
+    aten.masked_fill.Scalar: (1, 0, 2, False),
+    aten.masked_fill.Tensor: (1, 0, 2, False),
+}
+
+
+def _hides(reader: Reader, number: Any, mask: fx.Node) -> bool:
+    term = reader.aligned(number, mask)
+    choice = None if term is None else as_choice(term)
+    return choice is not None and max(choice.yes, choice.no) <= HIDDEN
+
+
 _B, _Q, _K = index(BATCH), index(QUERY), index(KEY)
 
 
-def _condition(reader: Reader, mask: fx.Node) -> Condition | None:
-    """Return where a mask lets a key take part, over (batch, head, query, key)."""
-    term, known = reader.read(mask), edit.info(mask)
-    term = None if term is None else moved(term, lambda axis: index(axis + 4 - rank(mask)))
+def _condition(mask: fx.Node, term: Term | None) -> Condition | None:
+    """Return where a mask of this term lets a key take part, over (batch, head, query, key)."""
+    known = edit.info(mask)
     if term is None or known is None:
         return None
-    return as_condition(term) if known.dtype is torch.bool else shown(term)
+    return _over_four(mask, as_condition(term) if known.dtype is torch.bool else shown(term))
+
+
+def _over_four(mask: fx.Node, condition: Condition | None) -> Condition | None:
+    found = None if condition is None else moved(condition, lambda axis: index(axis + 4 - rank(mask)))
+    return found if isinstance(found, All | Not) else None
 
 
 def _give(node: fx.Node, meaning: Meaning, made: dict[Any, fx.Node]) -> str | None:
     """Give an attention the mask that it needs, or return why it keeps its own."""
     if node.target is not CACHED and meaning.diagonal not in (None, 0):
         return "it depends on more than the order of query and key: an offset between them, which takes a cache"
+    if node.target is not CACHED and meaning.window is not None:
+        return "it shows the last keys of each query alone, which takes a cache"
+    if node.target is CROSS and meaning.diagonal is not None:
+        return "it depends on the order of query and key, which attention to a source has none of"
     if node.target is SDPA and meaning.diagonal is not None and meaning.padding is not None:
         return "causal and padding: aten.scaled_dot_product_attention takes one of both"
     padding = None
@@ -135,6 +220,8 @@ def _give(node: fx.Node, meaning: Meaning, made: dict[Any, fx.Node]) -> str | No
     node.update_arg(MASK[node.target], padding)
     if meaning.diagonal is not None:
         node.update_arg(CAUSAL[node.target], meaning.diagonal if node.target is CACHED else True)
+    if meaning.window is not None:
+        node.update_arg(WINDOW, meaning.window)
     return None
 
 
@@ -195,6 +282,10 @@ def _unsqueezed(node: fx.Node, mask: fx.Node, *axes: int) -> fx.Node:
     for axis in axes:
         mask = _call(node, aten.unsqueeze.default, mask, axis)
     return mask
+
+
+def _with_four(node: fx.Node, bias: fx.Node) -> fx.Node:
+    return _unsqueezed(node, bias, *[0] * (4 - rank(bias)))
 
 
 def _call(node: fx.Node, target: Any, *args: Any) -> fx.Node:

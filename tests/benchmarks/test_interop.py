@@ -10,7 +10,9 @@ def test_interop_measures_a_small_model(script, tmp_path, capsys, monkeypatch):
         pytest.importorskip(package)
     options = ["--quick", "--models", "gpt2", "--recipes", "static", "--threads", "1", "--work", str(tmp_path)]
     interop = script("interop")
-    monkeypatch.setitem(interop.RUNTIMES, "OpenVINO", ("onnxruntime", interop.openvino))  # one file for both is quicker
+    monkeypatch.setitem(
+        interop.RUNTIMES, "OpenVINO", ("x86", "onnxruntime", interop.openvino)
+    )  # one file for both is quicker
     interop.main(options)
     out = capsys.readouterr().out
     found = dict(re.findall(r"^static +(ORT|OpenVINO) +(\S+)$", out, re.MULTILINE))

@@ -81,7 +81,7 @@ inline void rotate(const Isa& isa, Report& report) {
 }
 
 // One way to attend: which keys a query sees, and where they lie.
-enum class Seen { all, causal, padded, kept, biased, packed };
+enum class Seen { all, causal, window, padded, kept, biased, capped, packed };
 
 template <class Number>
 inline double read(const void* from, int64_t place) {
@@ -115,12 +115,13 @@ inline void attention(const Isa& isa, Report& report, int64_t queries, int64_t k
   op.y = y.data(), op.y_stride = heads * d;
   op.heads = heads, op.kv_heads = kv_heads, op.features = d, op.queries = queries, op.keys = keys;
   op.offsets = seen == Seen::packed ? offsets : nullptr;
-  op.scale = 0.3f, op.causal = seen == Seen::causal, op.diagonal = keys - queries;
+  op.scale = 0.3f, op.causal = seen == Seen::causal || seen == Seen::window, op.diagonal = keys - queries;
+  op.window = seen == Seen::window ? 7 : 0, op.cap = seen == Seen::capped ? 2.5f : 0.0f;
   op.padding = seen == Seen::padded ? reinterpret_cast<const bool*>(keep.data()) : nullptr;
   op.padding_stride[0] = keys, op.padding_stride[1] = 1;
   op.keep = seen == Seen::kept ? reinterpret_cast<const bool*>(keep.data()) : nullptr;
-  op.bias = seen == Seen::biased ? bias.data() : nullptr;
-  op.mask_stride[1] = queries * keys, op.mask_stride[2] = keys, op.mask_stride[3] = 1;
+  op.bias = seen == Seen::biased || seen == Seen::window ? bias.data() : nullptr;
+  for (int64_t* stride : {op.keep_stride, op.bias_stride}) stride[1] = queries * keys, stride[2] = keys, stride[3] = 1;
   op.block_rows = (queries + 1) / 2, op.blocks = (queries + op.block_rows - 1) / op.block_rows;
   const int64_t sequences = op.offsets ? 2 : batch;
   op.tasks = sequences * heads * op.blocks;
@@ -140,7 +141,7 @@ inline void attention(const Isa& isa, Report& report, int64_t queries, int64_t k
 }
 
 inline void attention(const Isa& isa, Report& report) {
-  for (const Seen seen : {Seen::all, Seen::causal, Seen::padded, Seen::kept, Seen::biased}) {
+  for (const Seen seen : {Seen::all, Seen::causal, Seen::window, Seen::padded, Seen::kept, Seen::biased, Seen::capped}) {
     for (const int64_t queries : {1, 6, 13}) attention<float>(isa, report, queries, 29, 12, seen, false);
     attention<Half>(isa, report, 7, 17, 9, seen, false);
     attention<float>(isa, report, 2, 27, 37, seen, true);

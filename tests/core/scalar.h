@@ -113,13 +113,15 @@ inline std::vector<double> attend(const Attention& op, int64_t sequence, int64_t
   for (int64_t t = 0; t < keys; ++t) {
     if (op.causal && t > query + op.diagonal) continue;
     if (op.padding && !op.padding[sequence * op.padding_stride[0] + t * op.padding_stride[1]]) continue;
-    const int64_t* m = op.mask_stride;
-    const int64_t place = sequence * m[0] + head * m[1] + query * m[2] + t * m[3];
-    if (op.keep && !op.keep[place]) continue;
+    if (op.window && t <= query + op.diagonal - op.window) continue;
+    const auto place = [&](const int64_t* m) { return sequence * m[0] + head * m[1] + query * m[2] + t * m[3]; };
+    if (op.keep && !op.keep[place(op.keep_stride)]) continue;
     double score = 0;
     for (int64_t d = 0; d < op.features; ++d)
       score += read(op.q, row(op.q_stride, query, head) + d) * read(op.k, row(op.k_stride, t, kv) + d);
-    scores[t] = score * op.scale + (op.bias ? op.bias[place] : 0);
+    score *= op.scale;
+    if (op.cap != 0) score = op.cap * std::tanh(score / op.cap);
+    scores[t] = score + (op.bias ? op.bias[place(op.bias_stride)] : 0);
     top = std::max(top, scores[t]);
   }
   if (top == -HUGE_VAL) return y;

@@ -11,6 +11,7 @@ import fxquant as fxq
 from fxquant.cli import main
 from fxquant.integrations.export import FORMATS
 from fxquant.integrations.runtimes import RUNTIMES, Runtime
+from fxquant.integrations.substitutions import Written
 from fxquant.verification.verification import Status
 
 
@@ -43,6 +44,14 @@ def test_other_runtimes_agree(artifact, name):
     assert row.runtime.startswith(f"{name} ")
     assert row.difference.sqnr > 40
     assert row.size > 1000
+
+
+@pytest.mark.filterwarnings("ignore")  # of ExecuTorch's and torchao's own code
+def test_executorch_agrees(artifact):
+    pytest.importorskip("executorch.exir")
+    row = only(artifact, "executorch")
+    assert row.status is Status.AGREES
+    assert row.runtime.startswith("executorch ")
 
 
 def _with_another_scale(start, factor):
@@ -110,9 +119,9 @@ def test_a_runtime_that_raises_fails(artifact, monkeypatch):
     def start(folder, names, threads):
         raise RuntimeError("no such operator\nwith a trace")
 
-    def write(gm, folder, name, target):
-        (folder / name).write_text("nothing")
-        return ()
+    def write(graphs, folder, target):
+        (folder / "nothing").write_text("nothing")
+        return {name: Written(()) for name in graphs}
 
     monkeypatch.setitem(FORMATS._entries, "nothing", write)
     broken = Runtime("torch", "pip install torch", "nothing", None, lambda gm: gm, start)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from generative import decoder, prompts
 from golden import check_golden
-from graphs import Call
+from graphs import Call, applied, nodes
 from torch.nn import functional
 
 import fxquant as fxq
@@ -14,7 +14,7 @@ from fxquant.graph import edit
 from fxquant.graph.text import to_text
 from fxquant.passes.attention_spelling import SDPA
 from fxquant.passes.canonicalize import canonicalize
-from fxquant.passes.fuse_caches import CACHED, FuseCaches
+from fxquant.passes.fuse_caches import CACHED, CROSS, FuseCaches
 from fxquant.passes.fuse_rotary import ROTARY, FuseRotary
 from fxquant.passes.simplify_masks import SimplifyMasks
 
@@ -94,15 +94,8 @@ NEAR_MISSES = {
 def fused(function, width, held):
     inputs = (torch.randn(2, 3, width), torch.randn(2, held, 5, 8), torch.randn(2, held, 5, 8))
     before = canonicalize(fxq.capture(Call(function).eval(), inputs, dynamic=False))
-    after = edit.clone(before)
-    FuseCaches().apply(after)
-    after.graph.lint()
-    after.recompile()
+    after, _ = applied(before, FuseCaches())
     return before, after, inputs
-
-
-def nodes(gm, target):
-    return [node for node in gm.graph.nodes if node.target is target]
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -111,7 +104,7 @@ def test_every_form_is_one_kernel(name):
     (node,) = nodes(after, CACHED)
     assert not nodes(after, torch.ops.aten.cat.default)
     assert not nodes(after, SDPA)
-    assert node.args[11] == (0 if name == "separate" else None)
+    assert arguments_of(node)["diagonal"] == (0 if name == "separate" else None)
     assert (node.args[1] is None) == (name != "separate"), "columns of one tensor are read as they are"
     for found, expected in zip(after(*inputs), before(*inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -126,36 +119,45 @@ def test_near_miss(name):
 
 def lowered_step(name):
     step = canonicalize(fxq.capture_generation(decoder(name), prompts()).graph("step"))
-    after = edit.clone(step)
-    for each in (FuseRotary(), FuseCaches(), SimplifyMasks()):
-        each.apply(after)
-    after.graph.lint()
-    after.recompile()
-    return step, after
+    return step, applied(step, FuseRotary(), FuseCaches(), SimplifyMasks())[0]
 
 
-# What attention is left with: the dimensions of the mask, 0 for none, and whether causality is a number of its own.
+# What attention is left with beside the causal order: the dimensions of its mask, and which other arguments it has.
 STEPS = {
-    "gpt2": (2, True),
-    "gpt-neox": (2, True),
-    "llama": (2, True),
-    "mistral": (4, False),
-    "qwen3": (2, True),
-    "phi3": (2, True),
+    "gpt2": {"diagonal"},
+    "gpt-neox": {"diagonal", "cos"},
+    "llama": {"diagonal", "cos"},
+    "mistral": {"diagonal", "cos", "window"},
+    "qwen3": {"diagonal", "cos", "q_norm", "k_norm"},
+    "gemma2": {"diagonal", "cos", "cap", "window"},
+    "gemma3": {"diagonal", "cos", "q_norm", "k_norm", "window"},
+    "phi3": {"diagonal", "cos"},
+    "falcon": {"diagonal", "cos"},
+    "bloom": {"diagonal", "bias"},
 }
+ARGUMENTS = [argument.name for argument in CACHED._schema.arguments]
+ALWAYS = {"q", "k", "v", "past_key", "past_value", "mask", "heads", "kv_heads", "scale", "eps", "interleaved", "sin"}
+
+
+def arguments_of(node):
+    return dict(zip(ARGUMENTS, node.args, strict=True))
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_of_a_model_has_one_kernel_for_each_layer(name):
     before, after = lowered_step(name)
     found = nodes(after, CACHED)
-    assert len(found) == len(nodes(before, SDPA)) > 0
-    assert not nodes(after, ROTARY), "queries and keys are turned by the kernel"
-    dimensions, causal = STEPS[name]
+    assert len(found) == len([node for node in before.graph.nodes if node.name.startswith("key_")])
+    for target in (ROTARY, SDPA, torch.ops.aten.softmax.int):
+        assert not nodes(after, target)
+    assert not [node for node in nodes(after, torch.ops.aten.rms_norm.default) if edit.path_of(node).endswith("_norm")]
+    used = set()
     for node in found:
-        assert len(edit.info(node.args[5]).shape) == dimensions
-        assert (node.args[11] is not None) == causal
+        given = arguments_of(node)
+        assert len(edit.info(given["mask"]).shape) == 2
+        used |= {key for key, value in given.items() if value is not None} - ALWAYS
         assert all(user.target is operator.getitem for user in node.users)
+    assert used == STEPS[name]
     given = {}
     for node in before.graph.find_nodes(op="placeholder"):
         known = edit.info(node)
@@ -170,6 +172,22 @@ def test_a_step_of_a_model_has_one_kernel_for_each_layer(name):
         one, two = before(**given), after(**given)
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-4)
+
+
+def test_a_decoder_reads_its_source_where_it_lies():
+    def cross(x, key, value, mask):
+        return together(attend(apart(x[..., :32]), key, value, attn_mask=mask[:, None, None]))
+
+    inputs = torch.randn(2, 3, 40), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8), torch.rand(2, 9) > 0.3
+    before = canonicalize(fxq.capture(Call(cross).eval(), inputs))
+    after = edit.clone(before)
+    for each in (FuseCaches(), SimplifyMasks()):
+        each.apply(after)
+    after.recompile()
+    (node,) = nodes(after, CROSS)
+    assert not nodes(after, torch.ops.aten.transpose.int)
+    assert len(edit.info(node.args[3]).shape) == 2
+    torch.testing.assert_close(after(*inputs), before(*inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_golden():

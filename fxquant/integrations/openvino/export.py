@@ -19,7 +19,7 @@ from fxquant.integrations.onnx.profiles import PROFILES
 from fxquant.integrations.onnx.zero_points import WHOLE
 from fxquant.integrations.openvino.groups import GROUP, DynamicInGroups, without_rounding
 from fxquant.integrations.packages import need
-from fxquant.integrations.substitutions import Substitution, substitutions
+from fxquant.integrations.substitutions import Written, substitutions
 from fxquant.passes.base import Pipeline
 from fxquant.passes.qdq_nodes import QUANTIZE
 
@@ -36,7 +36,7 @@ def openvino_dialect(gm: fx.GraphModule) -> fx.GraphModule:
     return found
 
 
-def write_openvino(gm: fx.GraphModule, folder: Path, name: str, target: str | None) -> tuple[Substitution, ...]:
+def write_openvino(gm: fx.GraphModule, folder: Path, name: str, target: str | None) -> Written:
     """Write a converted graph as `name`.xml and `name`.bin, and return what was substituted.
 
     Raises:
@@ -59,7 +59,7 @@ def write_openvino(gm: fx.GraphModule, folder: Path, name: str, target: str | No
         _set_ranges(openvino, model, written, bounds)
         model.set_rt_info(str(GROUP if dynamic else 0), _OPTION)
         openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
-    return tuple(each for each in substitutions(written) if each.name != _EXPRESSED)
+    return Written(tuple(each for each in substitutions(written) if each.name != _EXPRESSED))
 
 
 def _set_ranges(openvino: Any, model: Any, gm: fx.GraphModule, bounds: list[tuple[int, int]]) -> None:

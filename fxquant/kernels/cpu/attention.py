@@ -4,6 +4,8 @@ Query, key and value keep their places in memory: no transposes, also where they
 csrc/attention.h computes it; the implementation here says what it means and runs anywhere.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -40,11 +42,11 @@ def attention(
     A query that sees no key gets zeros.
     """
     q, k, v = apart(q, k, v, heads, kv_heads)
-    diagonal = 0 if causal else None
+    marks = Marks(mask, diagonal=0 if causal else None)
     if offsets is None:
-        return attend(q, k, v, mask, scale, diagonal).flatten(2).contiguous()
+        return attend(q, k, v, scale, marks).flatten(2).contiguous()
     parts = (x.tensor_split(offsets[1:-1].long(), 1) for x in (q, k, v))
-    found = [attend(qi, ki, vi, None, scale, diagonal) for qi, ki, vi in zip(*parts, strict=True)]
+    found = [attend(qi, ki, vi, scale, marks) for qi, ki, vi in zip(*parts, strict=True)]
     return torch.cat(found, 1).flatten(2).contiguous()
 
 
@@ -60,22 +62,42 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x if x.ndim == 4 else x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, diagonal: int | None) -> Tensor:
-    """Return attention (B, Sq, heads, D) of q, k and v (B, S, heads, D); query i sees keys up to i + diagonal."""
+@dataclass(frozen=True)
+class Marks:
+    """What attention does with scores before their softmax: which keys a query sees, what is added, and their cap.
+
+    Query i sees keys j ≤ i + diagonal, and of these the last `window`; scores s become cap·tanh(s / cap) first.
+    """
+
+    mask: Tensor | None = None
+    bias: Tensor | None = None
+    diagonal: int | None = None
+    window: int | None = None
+    cap: float | None = None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, marks: Marks) -> Tensor:
+    """Return attention (B, Sq, heads, D) of q, k and v (B, S, heads, D)."""
     group = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(group, 2) for x in (k, v))
-    scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float()) * scale
-    nothing = scores.new_full((), -torch.inf)
-    if diagonal is not None:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(diagonal)
-        scores = torch.where(seen, scores, nothing)
-    if mask is not None and mask.ndim == 2:
-        mask = mask[:, None, None]
-    if mask is not None:
-        scores = torch.where(mask, scores, nothing) if mask.dtype is torch.bool else scores + mask
-    sees = (scores != nothing).any(-1, keepdim=True)
+    scores = _marked(torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float()) * scale, marks)
+    sees = (scores != -torch.inf).any(-1, keepdim=True)
     weights = torch.where(sees, scores.softmax(-1), 0.0)
     return torch.einsum("bhqk,bkhd->bqhd", weights, v.float())
+
+
+def _marked(scores: Tensor, marks: Marks) -> Tensor:
+    nothing = scores.new_full((), -torch.inf)
+    if marks.cap is not None:
+        scores = marks.cap * (scores / marks.cap).tanh()
+    if marks.diagonal is not None:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(marks.diagonal)
+        seen = seen if marks.window is None else seen.triu(marks.diagonal - marks.window + 1)
+        scores = torch.where(seen, scores, nothing)
+    mask = marks.mask[:, None, None] if marks.mask is not None and marks.mask.ndim == 2 else marks.mask
+    if mask is not None:
+        scores = torch.where(mask, scores, nothing) if mask.dtype is torch.bool else scores + mask
+    return scores if marks.bias is None else scores + marks.bias
 
 
 def _fake(

@@ -7,8 +7,9 @@ so without copying where it can: a cache lies in memory with room behind it, and
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from fxquant.kernels.cpu.attention import apart, attend
+from fxquant.kernels.cpu.attention import Marks, apart, attend
 from fxquant.kernels.cpu.rotary import rotary
 from fxquant.kernels.library import define
 
@@ -22,15 +23,23 @@ def cached_attention(
     past_key: Tensor,
     past_value: Tensor,
     mask: Tensor | None,
+    bias: Tensor | None,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
     cos: Tensor | None,
     sin: Tensor | None,
     heads: int,
     kv_heads: int,
     scale: float,
+    cap: float | None,
     diagonal: int | None,
+    window: int | None,
+    eps: float,
     interleaved: bool,
 ) -> Result:
-    """Return softmax(q·keyᵀ·scale + mask)·value, (B, S, heads·D), and key and value, (B, kv_heads, past + S, D).
+    """Return softmax(cap(q·keyᵀ·scale) + mask + bias)·value, (B, S, heads·D), and the longer cache.
+
+    That is key and value, (B, kv_heads, past + S, D).
 
     Args:
         q: (B, S, heads·D) or (B, S, heads, D) float32; without k and v merged, (B, S, (heads + 2·kv_heads)·D).
@@ -40,24 +49,36 @@ def cached_attention(
         past_value: as past_key, for value.
         mask: bool, of at least B rows and past + S columns, of which the first are read: true where a key takes part;
             or bool or float32 of four dimensions, as in `attention`.
-        cos: float32 factors by which q and k are turned first (`rotary`), or None.
+        bias: float32 that broadcasts to (B, heads, S, past + S), beside a mask of bool; or None.
+        q_norm: float32 (D,), the weights of an RMS norm of each query head, which comes first; or None.
+        k_norm: the same for keys.
+        cos: float32 factors by which q and k are then turned (`rotary`), or None.
         sin: as cos.
         heads: the number of query heads.
         kv_heads: the number of key and value heads.
         scale: what the products of query and key are multiplied with.
+        cap: scores s become cap·tanh(s / cap) before anything is added; None: they stay.
         diagonal: query i sees keys j ≤ i + diagonal; None: all.
+        window: and of these j > i + diagonal − window alone; None: all.
+        eps: what the norms add to the mean of the squares.
         interleaved: which features are turned together.
 
     A query that sees no key gets zeros.
     """
     q, k, v = (each.transpose(1, 2) for each in apart(q, k, v, heads, kv_heads))
+    q, k = (_normalized(x, weight, eps) for x, weight in ((q, q_norm), (k, k_norm)))
     if cos is not None and sin is not None:
         q, k = rotary(q, cos, sin, interleaved), rotary(k, cos, sin, interleaved)
     key, value = torch.cat((past_key, k), 2), torch.cat((past_value, v), 2)
     if mask is not None and mask.ndim == 2:
         mask = mask[: q.shape[0], : key.shape[2]]
-    y = attend(q.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask, scale, diagonal)
+    marks = Marks(mask, bias, diagonal, window, cap)
+    y = attend(q.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), scale, marks)
     return y.flatten(2).contiguous(), key, value
+
+
+def _normalized(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    return x if weight is None else functional.rms_norm(x, x.shape[-1:], weight, eps)
 
 
 def _fake(
@@ -67,12 +88,18 @@ def _fake(
     past_key: Tensor,
     past_value: Tensor,
     mask: Tensor | None,
+    bias: Tensor | None,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
     cos: Tensor | None,
     sin: Tensor | None,
     heads: int,
     kv_heads: int,
     scale: float,
+    cap: float | None,
     diagonal: int | None,
+    window: int | None,
+    eps: float,
     interleaved: bool,
 ) -> Result:
     batch, held, past, features = past_key.shape
@@ -83,9 +110,9 @@ def _fake(
 
 
 define(
-    "cached_attention(Tensor q, Tensor? k, Tensor? v, Tensor past_key, Tensor past_value, Tensor? mask, "
-    "Tensor? cos, Tensor? sin, int heads, int kv_heads, float scale, SymInt? diagonal, bool interleaved) "
-    "-> (Tensor, Tensor, Tensor)",
+    "cached_attention(Tensor q, Tensor? k, Tensor? v, Tensor past_key, Tensor past_value, Tensor? mask, Tensor? bias, "
+    "Tensor? q_norm, Tensor? k_norm, Tensor? cos, Tensor? sin, int heads, int kv_heads, float scale, float? cap, "
+    "SymInt? diagonal, int? window, float eps, bool interleaved) -> (Tensor, Tensor, Tensor)",
     cached_attention,
     _fake,
 )

@@ -6,9 +6,11 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
-from fxquant.kernels.cpu import attention, native, weight_only
+from fxquant.kernels.cpu import attention, native, pool, weight_only
+from fxquant.kernels.cpu.emit_conv import emit_conv
 from fxquant.kernels.cpu.grouped import pack_experts
 from fxquant.kernels.cpu.packed import DEEPEST, column_sums, pack
+from fxquant.kernels.cpu.plan import run_as_plan
 from fxquant.kernels.emit import (
     BYTES,
     LINEARS,
@@ -24,14 +26,15 @@ from fxquant.kernels.emit import (
     weight_only_emitter,
     weight_only_refusal,
 )
+from fxquant.kernels.emit_conv import CONVOLUTIONS
 from fxquant.kernels.layout import Source
 from fxquant.kernels.reference import grouped, linear
 from fxquant.kernels.reference import weight_only as reference_weight_only
 from fxquant.kernels.site import Site
-from fxquant.kernels.table import PLACES, QUANTIZERS, Emitter, emitter
+from fxquant.kernels.table import PLACES, POOLS, QUANTIZERS, RUNNERS, Emitter, emitter
 
 # Importing these defines the ops.
-__all__ = ["CpuKernels", "attention", "grouped", "linear", "reference_weight_only"]
+__all__ = ["CpuKernels", "attention", "grouped", "linear", "pool", "reference_weight_only"]
 
 ops = torch.ops.fxquant
 
@@ -57,9 +60,12 @@ class CpuKernels:
         emitter(self.name, "linear_int8", serves=LINEARS, needs=("weight",))(self.emit_linear)
         emitter(self.name, "linear_weight_only", serves=LINEARS, needs=("weight",))(emit_weight_only)
         emitter(self.name, "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(emit_grouped)
+        emitter(self.name, "conv_int8", serves=CONVOLUTIONS, needs=("x", "weight"))(emit_conv)
         emitter(self.name, "embedding_int8", serves=("embedding",), needs=("weight",))(self.emit_embedding)
         QUANTIZERS[self.name] = emit_quantize
+        POOLS[self.name] = ops.max_pool2d_bytes.default
         PLACES[self.name] = ("cpu",)
+        RUNNERS[self.name] = run_as_plan
 
     def emit_linear(self, site: Site) -> fx.Node | str:
         """Emit a linear on a packed weight."""

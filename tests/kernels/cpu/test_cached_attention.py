@@ -14,6 +14,7 @@ from fxquant.kernels.cpu.rotary import rotary
 op, rotate = torch.ops.fxquant.cached_attention.default, torch.ops.fxquant.rotary.default
 examples = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FEW = 8  # queries that read keys as they lie
+NOTHING = (None,) * 6  # no mask, bias, norms and rotary factors
 
 
 @pytest.fixture
@@ -38,28 +39,38 @@ MASKS = {
     "bool": lambda batch, heads, tokens, keys: torch.rand(batch, 1, tokens, keys) > 0.3,
     "float": lambda batch, heads, tokens, keys: torch.randn(1, heads, tokens, keys),
 }
+BIASES = {
+    "none": lambda batch, heads, tokens, keys: None,
+    "a slope a head": lambda batch, heads, tokens, keys: draw(heads, 1, 1) * torch.arange(keys).expand(batch, 1, 1, -1),
+    "all alike": lambda batch, heads, tokens, keys: draw(1, 1, tokens, 1),
+    "of every score": draw,
+    "across": lambda batch, heads, tokens, keys: draw(1, heads, keys, tokens).transpose(2, 3),
+}
 
 
 @given(
-    st.integers(1, 3), st.sampled_from([1, 2, FEW, FEW + 1, 19]), st.sampled_from([0, 1, 13, 40]),
+    st.integers(1, 3), st.sampled_from([1, 2, FEW, FEW + 1, 19]), st.sampled_from([0, 1, 13, 40, 70]),
     st.sampled_from([(1, 1), (4, 2), (6, 1), (3, 3)]), st.sampled_from([4, 16, 20, 64, 72]), st.data(),
 )  # fmt: skip
 @examples
 def test_it_is_what_the_implementation_in_python_says(isa, batch, tokens, past, heads_of, size, data):
     heads, held = heads_of
-    together, interleaved, causal = (data.draw(st.booleans()) for _ in range(3))
+    together, interleaved = (data.draw(st.booleans()) for _ in range(2))
     turned = data.draw(st.sampled_from([0, size // 2, size]))
     x = draw(batch, tokens, (heads + 2 * held) * size)
     q, k, v = x.split([heads * size, held * size, held * size], -1)
     rows = (x, None, None) if together else (q, k.unflatten(2, (held, size)), v)
     cache = draw(batch, held, past, size), draw(batch, held, past, size)
     mask = MASKS[data.draw(st.sampled_from(list(MASKS)))](batch, heads, tokens, past + tokens)
+    added = mask is not None and mask.dtype is torch.float32  # which leaves no place for a bias
+    bias = None if added else BIASES[data.draw(st.sampled_from(list(BIASES)))](batch, heads, tokens, past + tokens)
+    norms = tuple(draw(size) if data.draw(st.booleans()) else None for _ in range(2))
     factors = (draw(batch, 1, tokens, turned), draw(1, tokens, turned)) if turned else (None, None)
-    sizes = (heads, held, size**-0.5, past if causal else None, interleaved)
-    found = op(*rows, *cache, mask, *factors, *sizes)
-    expected = cached_attention(*rows, *cache, mask, *factors, *sizes)
-    near = 0.05 if isa == "avx512_bf16" and tokens > FEW else 1e-5
-    for one, two in zip(found, expected, strict=True):
+    seen = data.draw(st.sampled_from([(None, None), (past, None), (past, 1), (past, 5), (past, 33), (past - 2, 40)]))
+    sizes = (heads, held, size**-0.5, data.draw(st.sampled_from([None, 0.7, 30.0])), *seen, 1e-5, interleaved)
+    arguments = (*rows, *cache, mask, bias, *norms, *factors, *sizes)
+    near = 0.05 if isa == "avx512_bf16" and tokens > FEW else 2e-5
+    for one, two in zip(op(*arguments), cached_attention(*arguments), strict=True):
         assert one.shape == two.shape
         torch.testing.assert_close(one, two, rtol=near, atol=near)
 
@@ -80,7 +91,7 @@ def test_features_are_turned_in_pairs(isa, batch, tokens, sizes, interleaved):
 def step(past, tokens=1):
     """Return the cache after some tokens, which has to be what Python joins."""
     x = draw(1, tokens, 24)
-    arguments = (x, None, None, *past, None, None, None, 4, 1, 1.0, past[0].shape[2], False)
+    arguments = (x, None, None, *past, *NOTHING, 4, 1, 1.0, None, past[0].shape[2], None, 0.0, False)
     found, expected = op(*arguments), cached_attention(*arguments)
     torch.testing.assert_close(found[1:], expected[1:], rtol=0, atol=0)
     return found[1:]
@@ -124,7 +135,8 @@ def test_what_is_not_the_longest_of_its_memory_is_copied(cpp, other):
 
 def test_the_number_of_threads_does_not_matter(isa):
     x, cache = draw(2, 1, 8 * 64), (draw(2, 2, 300, 64), draw(2, 2, 300, 64))
-    arguments = (x, None, None, *cache, torch.rand(2, 301) > 0.2, None, None, 4, 2, 0.1, 300, False)
+    mask = torch.rand(2, 301) > 0.2
+    arguments = (x, None, None, *cache, mask, *NOTHING[1:], 4, 2, 0.1, 5.0, 300, 200, 0.0, False)
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -135,7 +147,25 @@ def test_the_number_of_threads_does_not_matter(isa):
 def test_a_query_that_sees_no_key_gets_zeros(isa):
     x, cache = draw(1, 1, 24), (draw(1, 1, 5, 4), draw(1, 1, 5, 4))
     hidden = torch.zeros(1, 6, dtype=torch.bool)
-    assert not op(x, None, None, *cache, hidden, None, None, 4, 1, 1.0, 5, False)[0].any()
+    assert not op(x, None, None, *cache, hidden, *NOTHING[1:], 4, 1, 1.0, None, 5, None, 0.0, False)[0].any()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, FEW + 4])
+def test_dead_keys_change_no_bit(isa, tokens):
+    """What is left out is left out, so the result is that of the live keys alone."""
+    heads, size, live = 2, 20, torch.rand(50) > 0.4
+    live[-tokens:] = True
+    past, x = draw(2, 1, heads, 50 - tokens, size), draw(1, tokens, 3 * heads * size)
+    tail = (heads, heads, 0.2, None, None, None, 0.0, False)
+    found = op(x, None, None, *past, live[None], *NOTHING[1:], *tail)[0]
+    dense = past[:, :, :, live[: 50 - tokens]]
+    torch.testing.assert_close(found, op(x, None, None, *dense, *NOTHING, *tail)[0], rtol=0, atol=0)
+    if tokens > 1:  # causality counts places, not live keys
+        diagonal = 50 - tokens
+        seen = op(x, None, None, *past, live[None], *NOTHING[1:], *tail[:4], diagonal, *tail[5:])[0]
+        first = op(x[:, :1], None, None, *past, live[None, : diagonal + 1], *NOTHING[1:], *tail)[0]
+        near = 0.05 if isa == "avx512_bf16" else 1e-5  # the products of many queries are others
+        torch.testing.assert_close(seen[:, :1], first, rtol=near, atol=near)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +180,15 @@ def test_a_query_that_sees_no_key_gets_zeros(isa):
         ({"cos": torch.zeros(1, 1, 6), "sin": torch.zeros(1, 1, 6)}, "rotary factors for 6 features of 4"),
         ({"cos": torch.zeros(3, 1, 4), "sin": torch.zeros(3, 1, 4)}, "do not fit 1 sequences of 1 positions"),
         ({"kv_heads": 3}, "4 heads cannot share 3 key heads evenly"),
+        ({"q_norm": torch.zeros(6)}, r"weights of a head's norm are float32 \(4\), not \[6\]"),
+        ({"window": 3, "diagonal": None}, "a window of 3 keys; it is positive and takes a diagonal"),
+        ({"bias": torch.zeros(1, 4)}, "bias is Float of 2 dimensions; it takes float32 of 4"),
+        ({"bias": torch.zeros(1, 1, 1, 4), "mask": torch.zeros(1, 1, 1, 4)}, "float32 of 4, and a mask of bool"),
     ],
 )
 def test_what_does_not_fit_is_an_error(cpp, change, text):
     given = {"q": draw(1, 1, 24), "k": None, "v": None, "mask": None, "cos": None, "sin": None, "heads": 4}
+    given |= {"bias": None, "q_norm": None, "k_norm": None, "cap": None, "window": None, "eps": 0.0}
     given |= {"past_key": draw(1, 1, 3, 4), "past_value": draw(1, 1, 3, 4), "kv_heads": 1, "scale": 1.0}
     with pytest.raises(RuntimeError, match=text):
         op(**given | {"diagonal": 3, "interleaved": False} | change)
@@ -161,7 +196,7 @@ def test_what_does_not_fit_is_an_error(cpp, change, text):
 
 def test_fake_tensors_have_the_shapes_of_the_results(cpp):
     x, cache = draw(2, 3, 8 * 6), (draw(2, 2, 5, 6), draw(2, 2, 5, 6))
-    arguments = (x, None, None, *cache, None, None, None, 4, 2, 1.0, 5, False)
+    arguments = (x, None, None, *cache, *NOTHING, 4, 2, 1.0, None, 5, None, 0.0, False)
     torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
     factors = (draw(2, 1, 3, 4), draw(2, 1, 3, 4))
     torch.library.opcheck(rotate, (draw(2, 4, 3, 6), *factors, True), test_utils=("test_schema", "test_faketensor"))

@@ -69,13 +69,14 @@ inline __attribute__((always_inline)) void product(const float* left, int64_t le
   done(acc);
 }
 
-// Scores of a tile, −inf beyond the keys that each row sees; `top` takes the greatest of each row, lane by lane.
+// Scores of a tile for the keys from `begin` on, −inf beyond those that each row sees; `top` takes the greatest of each
+// row, lane by lane.
 template <int kRows, class Number>
 inline void score(const Attention& op, const Unit<Number>& unit, const float* left, int64_t left_stride, const int64_t* seen,
-                  int64_t padded, V::F* top) {
+                  int64_t begin, int64_t padded, V::F* top) {
   const int64_t depth = words_of(op.features);
-  const float* right = unit.packed_keys;
-  int64_t first = 0;
+  const float* right = unit.packed_keys + begin * depth;
+  int64_t first = begin;
   const auto finish = [&](const auto& acc) {
     constexpr int kWide = sizeof acc[0] / sizeof(V::F);
     const bool edge = first + kWide * V::lanes > seen[0];
@@ -96,21 +97,58 @@ inline void score(const Attention& op, const Unit<Number>& unit, const float* le
   if (first < padded) product<kRows, 1>(left, left_stride, right, V::lanes, depth, finish);
 }
 
-// Apply the mask of four dimensions to one row; returns its greatest score, lane by lane.
-inline V::F mask_row(const Attention& op, int64_t place, float* scores, int64_t keys, int64_t padded) {
-  const int64_t step = op.mask_stride[3];
-  int64_t t = 0;
-  if (step == 1)
-    for (; t + V::lanes <= keys; t += V::lanes) {
-      const V::F s = V::load(scores + t);
-      V::store(scores + t, op.bias ? V::add(s, V::load(op.bias + place + t)) : Lanes::keep_true(s, op.keep + place + t));
-    }
-  for (; t < keys; ++t) {
-    if (op.bias) scores[t] += op.bias[place + t * step];
-    else if (!op.keep[place + t * step]) scores[t] = -HUGE_VALF;
+// A row of scores: those of the live keys [first, seen) count, of which `live` has the places where it is not null.
+// Scores of the keys from `begin` on are there, in whole vectors.
+struct Row {
+  int64_t sequence, head, query;
+  int64_t begin, first, seen;
+  const int32_t* live;
+};
+
+// What a row reads of a mask or bias of four dimensions.
+template <class Number>
+inline const Number* row_of(const Number* from, const int64_t (&stride)[4], const Row& row) {
+  return from ? from + row.sequence * stride[0] + row.head * stride[1] + row.query * stride[2] : nullptr;
+}
+
+// cap·tanh(s / cap), with tanh(x) = (e²ˣ − 1) / (e²ˣ + 1)
+inline void cap_scores(float cap, float* scores, int64_t count) {
+  const V::F most = V::set(cap), twice = V::set(2 / cap), one = V::set(1.0f), far = V::set(20.0f);  // tanh(10) is 1
+  for (int64_t t = 0; t < count; t += V::lanes) {
+    // In this order NaN stays; the exponential would lose it.
+    const V::F s = V::min(far, V::max(V::sub(V::set(0.0f), far), V::mul(V::load(scores + t), twice)));
+    const V::F e = exponential(s), capped = V::mul(most, V::div(V::sub(e, one), V::add(e, one)));
+    V::store(scores + t, V::add(capped, V::mul(V::set(0.0f), s)));
   }
+}
+
+// Cap the scores of a row, add its bias and mask it; `scores` are those from row.begin on, `count` of them in whole
+// vectors. Returns the greatest, lane by lane.
+inline V::F mask_row(const Attention& op, const Row& row, float* scores, int64_t count) {
+  const int64_t end = row.seen - row.begin;
+  if (op.cap != 0) cap_scores(op.cap, scores, count);
+  const float* bias = row_of(op.bias, op.bias_stride, row);
+  const bool* keep = row_of(op.keep, op.keep_stride, row);
+  const int64_t next = op.bias_stride[3], step = op.keep_stride[3];
+  int64_t t = 0;
+  if (!row.live && (!bias || next == 1) && (!keep || step == 1))
+    for (; t + V::lanes <= end; t += V::lanes) {
+      V::F s = V::load(scores + t);
+      if (bias) s = V::add(s, V::load(bias + row.begin + t));
+      V::store(scores + t, keep ? Lanes::keep_true(s, keep + row.begin + t) : s);
+    }
+  for (; t < end && (bias || keep); ++t) {
+    const int64_t place = row.live ? row.live[row.begin + t] : row.begin + t;
+    if (bias) scores[t] += bias[place * next];
+    if (keep && !keep[place * step]) scores[t] = -HUGE_VALF;
+  }
+  std::fill(scores, scores + std::clamp<int64_t>(row.first - row.begin, 0, count), -HUGE_VALF);
   V::F top = V::set(-HUGE_VALF);
-  for (t = 0; t < padded; t += V::lanes) top = V::max(top, V::load(scores + t));
+  for (t = 0; t < count; t += V::lanes) {
+    const V::F s = Lanes::keep_first(V::load(scores + t), end - t);
+    V::store(scores + t, s);
+    top = V::max(top, s);
+  }
   return top;
 }
 
@@ -128,24 +166,32 @@ inline V::F exponentials(float* scores, int64_t padded, float top) {
   return sum;
 }
 
-// The keys that a query sees, which are the first so many of the live ones.
-template <class Number>
-inline int64_t seen_by(const Attention& op, const Unit<Number>& unit, int64_t query) {
-  if (!op.causal) return unit.count;
-  const int64_t end = std::max<int64_t>(query + 1 + op.diagonal, 0);
-  if (unit.whole) return std::min(end, unit.count);
-  return std::lower_bound(unit.live, unit.live + unit.count, end) - unit.live;
+// How many of `count` live keys lie in front of a place.
+inline int64_t live_before(int64_t place, int64_t count, const int32_t* live) {
+  if (!live) return std::clamp<int64_t>(place, 0, count);
+  return std::lower_bound(live, live + count, place) - live;
+}
+
+// The live keys that a query sees: those from the first of these on that are in front of the second.
+inline std::pair<int64_t, int64_t> seen_by(const Attention& op, int64_t query, int64_t count, const int32_t* live) {
+  if (!op.causal) return {0, count};
+  const int64_t end = query + 1 + op.diagonal;
+  return {op.window ? live_before(end - op.window, count, live) : 0, live_before(end, count, live)};
 }
 
 // Rows [row, row + kRows) of one head.
 template <int kRows, class Number>
 inline void attend_tile(const Attention& op, const Unit<Number>& unit, int64_t head, int64_t row) {
-  int64_t seen[kRows];
+  int64_t first_seen[kRows], seen[kRows];
   V::F lanes[8];
   alignas(64) float folded[8];
+  const int32_t* live = unit.whole ? nullptr : unit.live;
   for (int r = 0; r < 8; ++r) lanes[r] = V::set(-HUGE_VALF);
-  for (int r = 0; r < kRows; ++r) seen[r] = seen_by(op, unit, row + r);
-  const int64_t keys = seen[kRows - 1], padded = lanes_of(keys);
+  for (int r = 0; r < kRows; ++r) {
+    const auto range = seen_by(op, row + r, unit.count, live);
+    first_seen[r] = range.first, seen[r] = range.second;
+  }
+  const int64_t keys = seen[kRows - 1], padded = lanes_of(keys), begin = first_seen[0] / kPanel * kPanel;
   const Number* q = unit.q + row * op.q_stride[1] + head * op.q_stride[2];
   const float* left = unit.left;
   int64_t left_stride = lanes_of(words_of(op.features));
@@ -158,20 +204,21 @@ inline void attend_tile(const Attention& op, const Unit<Number>& unit, int64_t h
         V::store(unit.left + r * left_stride + d / Factors::each,
                  Factors::words(q + r * op.q_stride[1], d, op.features));
   }
-  score<kRows>(op, unit, left, left_stride, seen, padded, lanes);
-  if (op.keep || op.bias)
+  score<kRows>(op, unit, left, left_stride, seen, begin, padded, lanes);
+  float* scores = unit.scores + begin;
+  if (op.keep || op.bias || op.cap != 0 || op.window)
     for (int r = 0; r < kRows; ++r) {
-      const int64_t place =
-          unit.sequence * op.mask_stride[0] + head * op.mask_stride[1] + (row + r) * op.mask_stride[2];
-      lanes[r] = mask_row(op, place, unit.scores + r * unit.score_stride, keys, padded);
+      const Row masked{unit.sequence, head, row + r, begin, first_seen[r], seen[r], live};
+      lanes[r] = mask_row(op, masked, scores + r * unit.score_stride, padded - begin);
     }
   Lanes::fold(lanes, V::max, folded);
-  for (int r = 0; r < kRows; ++r) lanes[r] = exponentials(unit.scores + r * unit.score_stride, padded, folded[r]);
+  for (int r = 0; r < kRows; ++r) lanes[r] = exponentials(scores + r * unit.score_stride, padded - begin, folded[r]);
   Lanes::fold(lanes, V::add, folded);
   for (float& f : folded) f = f == 0 ? 0.0f : 1.0f / f;  // a row that sees nothing becomes zeros
 
   float* y = unit.y + row * op.y_stride + head * op.features;
   const int64_t stride = lanes_of(op.features);
+  const float* values = unit.packed_values + words_of(begin) * stride;
   int64_t first = 0;
   const auto finish = [&](const auto& acc) {
     constexpr int kWide = sizeof acc[0] / sizeof(V::F);
@@ -186,9 +233,9 @@ inline void attend_tile(const Attention& op, const Unit<Number>& unit, int64_t h
       }
   };
   for (; first + V::lanes < op.features; first += kPanel)
-    product<kRows, 2>(unit.scores, unit.score_stride, unit.packed_values + first, stride, words_of(keys), finish);
+    product<kRows, 2>(scores, unit.score_stride, values + first, stride, words_of(keys - begin), finish);
   if (first < op.features)
-    product<kRows, 1>(unit.scores, unit.score_stride, unit.packed_values + first, stride, words_of(keys), finish);
+    product<kRows, 1>(scores, unit.score_stride, values + first, stride, words_of(keys - begin), finish);
 }
 
 template <int kRows = kQueries, class Number>

@@ -64,7 +64,8 @@ inline void set_mask(Attention& op, const at::Tensor& mask, int64_t batch) {
               mask.scalar_type(), " of ", mask.dim(),
               " dimensions; it takes bool (batch, keys), or bool or float of 4 dimensions");
   const int64_t sizes[] = {batch, op.heads, op.queries, op.keys};
-  for (int64_t axis = 0; axis < 4; ++axis) op.mask_stride[axis] = broadcast(mask, axis, sizes[axis]);
+  int64_t(&stride)[4] = is_bool ? op.keep_stride : op.bias_stride;
+  for (int64_t axis = 0; axis < 4; ++axis) stride[axis] = broadcast(mask, axis, sizes[axis]);
   if (is_bool) op.keep = mask.const_data_ptr<bool>();
   else op.bias = mask.const_data_ptr<float>();
 }
@@ -86,6 +87,32 @@ inline void run(Attention& op, int64_t sequences, int64_t scores) {
   const Isa& kernels = chosen_isa();
   Tasks tasks(op.tasks, threads);
   over(threads, threads, [&](int64_t part, int64_t) { kernels.attention(op, tasks, part); });
+}
+
+// Up to so many queries of a sequence read keys as they lie; for more it pays to pack them.
+constexpr int64_t kFew = 8;
+// Below so many numbers of keys that are read waking a second thread costs more than it gives.
+constexpr int64_t kSerialKeys = int64_t{1} << 15;
+
+// Compute attention of few queries, with all threads where it is worth it. `write(sequence, head)` comes before a key head
+// is read, `turn(sequence, head)` before a query head is.
+template <class Write, class Turn>
+inline void run_few(const Attention& op, int64_t batch, const Write& write, const Turn& turn) {
+  const Isa& kernels = chosen_isa();
+  const int64_t group = op.heads / op.kv_heads, units = batch * op.kv_heads;
+  const int64_t threads = units * op.keys * op.features < kSerialKeys ? 1 : at::get_num_threads();
+  // A key head whose queries several threads share is written first, by one.
+  const int64_t parts = std::min(group, (threads + units - 1) / units);
+  for (int64_t i = 0; parts > 1 && i < units; ++i) write(i / op.kv_heads, i % op.kv_heads);
+  over(threads, units * parts, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t unit = i / parts, part = i % parts, sequence = unit / op.kv_heads, head = unit % op.kv_heads;
+      const int64_t begin = head * group + group * part / parts, end = head * group + group * (part + 1) / parts;
+      if (parts == 1) write(sequence, head);
+      for (int64_t h = begin; h < end; ++h) turn(sequence, h);
+      kernels.decode(op, sequence, begin, end);
+    }
+  });
 }
 
 }  // namespace fxq

@@ -1,5 +1,5 @@
 // The torch ops of rotary embeddings and of attention with a cache: new keys and values go behind those of the cache,
-// queries and keys are turned on the way, and few queries take another way through the core than many.
+// queries and keys are normalized and turned on the way, and few queries take another way through the core than many.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -14,11 +14,6 @@ namespace {
 using at::Tensor;
 using fxq::Heads;
 using std::optional;
-
-// Up to so many queries of a sequence read keys as they lie; for more it pays to pack them.
-constexpr int64_t kFew = 8;
-// Below so many numbers of cached keys that are read waking a second thread costs more than it gives.
-constexpr int64_t kSerialKeys = int64_t{1} << 15;
 
 // Factors (batch or 1, positions, rotated), with axes of size 1 before the positions allowed.
 void set_factors(const Tensor& given, int64_t batch, int64_t positions, int64_t rotated, const float*& data,
@@ -52,6 +47,14 @@ fxq::Rotary rotary_of(const Heads& x, int64_t head, float* y, const int64_t (&y_
   set_factors(*cos, x.batch, x.positions, op.rotated, op.cos, op.cos_stride);
   set_factors(*sin, x.batch, x.positions, op.rotated, op.sin, op.sin_stride);
   return op;
+}
+
+void set_norm(fxq::Rotary& op, const optional<Tensor>& weight, double eps) {
+  if (!weight) return;
+  TORCH_CHECK(weight->scalar_type() == at::kFloat && weight->is_contiguous() && weight->numel() == op.features,
+              "fxquant: the weights of a head's norm are float32 (", op.features, "), not ", weight->sizes());
+  op.norm = weight->const_data_ptr<float>();
+  op.eps = static_cast<float>(eps);
 }
 
 // Whole sequences and heads, in turn.
@@ -91,6 +94,13 @@ Tensor cut_mask(const Tensor& mask, int64_t batch, int64_t keys) {
   return mask.narrow(0, 0, rows).narrow(1, 0, keys);
 }
 
+// What is added to the scores beside a mask that says which of them count.
+void set_bias(fxq::Attention& op, const Tensor& bias, int64_t batch) {
+  TORCH_CHECK(!op.bias && bias.dim() == 4 && bias.scalar_type() == at::kFloat, "fxquant: attention's bias is ",
+              bias.scalar_type(), " of ", bias.dim(), " dimensions; it takes float32 of 4, and a mask of bool beside it");
+  fxq::set_mask(op, bias, batch);
+}
+
 struct Operands {
   Heads q, k, v;
   int64_t k_head, v_head;  // where their columns begin, in heads
@@ -115,9 +125,12 @@ void check_cache(const Tensor& past, const Heads& x, int64_t heads, const char* 
 
 std::tuple<Tensor, Tensor, Tensor> cached_attention(const Tensor& q_, const optional<Tensor>& k_, const optional<Tensor>& v_,
                                                     const Tensor& past_key, const Tensor& past_value,
-                                                    const optional<Tensor>& mask, const optional<Tensor>& cos,
-                                                    const optional<Tensor>& sin, int64_t heads, int64_t kv_heads,
-                                                    double scale, optional<int64_t> diagonal, bool interleaved) {
+                                                    const optional<Tensor>& mask, const optional<Tensor>& bias,
+                                                    const optional<Tensor>& q_norm, const optional<Tensor>& k_norm,
+                                                    const optional<Tensor>& cos, const optional<Tensor>& sin,
+                                                    int64_t heads, int64_t kv_heads, double scale, optional<double> cap,
+                                                    optional<int64_t> diagonal, optional<int64_t> window, double eps,
+                                                    bool interleaved) {
   const Operands of = operands(q_, k_, v_, heads, kv_heads);
   const int64_t batch = of.q.batch, count = of.q.positions, features = of.q.features;
   TORCH_CHECK(of.k.batch == batch && of.v.batch == batch && of.k.positions == count && of.v.positions == count &&
@@ -127,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> cached_attention(const Tensor& q_, const opti
   check_cache(past_value, of.v, kv_heads, "values");
   TORCH_CHECK(past_key.size(2) == past_value.size(2), "fxquant: the cache has ", past_key.size(2), " keys and ",
               past_value.size(2), " values");
-  const int64_t past = past_key.size(2), group = heads / kv_heads;
+  const int64_t past = past_key.size(2);
   const Tensor key = fxq::grown(past_key, count), value = fxq::grown(past_value, count);
   const Tensor y = at::empty({batch, count, heads * features}, past_key.options());
   if (!y.numel()) return {y, key, value};
@@ -139,10 +152,15 @@ std::tuple<Tensor, Tensor, Tensor> cached_attention(const Tensor& q_, const opti
   op.queries = count;
   op.keys = past + count;
   op.scale = static_cast<float>(scale);
+  op.cap = static_cast<float>(cap.value_or(0));
   op.causal = diagonal.has_value();
   op.diagonal = diagonal.value_or(0);
+  op.window = window.value_or(0);
+  TORCH_CHECK(op.window >= 0 && (op.causal || !window), "fxquant: a window of ", op.window,
+              " keys; it is positive and takes a diagonal");
   Tensor shown;
   if (mask) fxq::set_mask(op, shown = cut_mask(*mask, batch, op.keys), batch);
+  if (bias) set_bias(op, *bias, batch);
   set_cache(key, op.k, op.k_stride);
   set_cache(value, op.v, op.v_stride);
   op.y = y.mutable_data_ptr<float>();
@@ -151,43 +169,36 @@ std::tuple<Tensor, Tensor, Tensor> cached_attention(const Tensor& q_, const opti
   const auto into = [past](const Tensor& cache) { return cache.mutable_data_ptr<float>() + past * cache.stride(2); };
   const int64_t k_stride[] = {op.k_stride[0], op.k_stride[1], op.k_stride[2]};
   const int64_t v_stride[] = {op.v_stride[0], op.v_stride[1], op.v_stride[2]};
-  const auto keys = rotary_of(of.k, of.k_head, into(key), k_stride, cos, sin, interleaved);
+  auto keys = rotary_of(of.k, of.k_head, into(key), k_stride, cos, sin, interleaved);
+  set_norm(keys, k_norm, eps);
   const auto values = rotary_of(of.v, of.v_head, into(value), v_stride, {}, {}, false);
-  // Queries that are not turned are read where they are.
-  const Tensor turned = cos ? at::empty({batch, count, heads, features}, past_key.options()) : Tensor();
+  // Queries that are neither normalized nor turned are read where they are.
+  const bool made = cos || q_norm;
+  const Tensor turned = made ? at::empty({batch, count, heads, features}, past_key.options()) : Tensor();
   fxq::Rotary queries{};
   op.q = of.q.head(0);
   fxq::copy(of.q.stride, op.q_stride);
-  if (cos) {
+  if (made) {
     const int64_t stride[] = {turned.stride(0), turned.stride(1), turned.stride(2)};
     queries = rotary_of(of.q, 0, turned.mutable_data_ptr<float>(), stride, cos, sin, interleaved);
+    set_norm(queries, q_norm, eps);
     op.q = queries.y;
     fxq::copy(stride, op.q_stride);
   }
-  if (count > kFew) {
+  if (count > fxq::kFew) {
     rotate_all(keys, batch, kv_heads);
     rotate_all(values, batch, kv_heads);
-    if (cos) rotate_all(queries, batch, heads);
+    if (made) rotate_all(queries, batch, heads);
     fxq::run(op, batch, batch * op.queries * op.keys);
     return {y, key, value};
   }
   const fxq::Isa& kernels = fxq::chosen_isa();
-  const int64_t threads = batch * kv_heads * op.keys * features < kSerialKeys ? 1 : at::get_num_threads();
-  // A key head whose queries several threads share is written first, by one.
-  const int64_t parts = std::min(group, (threads + batch * kv_heads - 1) / (batch * kv_heads));
   const auto write = [&](int64_t sequence, int64_t head) {
     kernels.rotate(keys, sequence, head);
     kernels.rotate(values, sequence, head);
   };
-  for (int64_t i = 0; parts > 1 && i < batch * kv_heads; ++i) write(i / kv_heads, i % kv_heads);
-  fxq::over(threads, batch * kv_heads * parts, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t unit = i / parts, part = i % parts, sequence = unit / kv_heads, head = unit % kv_heads;
-      const int64_t begin = head * group + group * part / parts, end = head * group + group * (part + 1) / parts;
-      if (parts == 1) write(sequence, head);
-      for (int64_t h = begin; cos && h < end; ++h) kernels.rotate(queries, sequence, h);
-      kernels.decode(op, sequence, begin, end);
-    }
+  fxq::run_few(op, batch, write, [&](int64_t sequence, int64_t head) {
+    if (made) kernels.rotate(queries, sequence, head);
   });
   return {y, key, value};
 }

@@ -1,4 +1,4 @@
-// Rotary embeddings of rows of heads. Included inside the namespace of an instruction set, after V and Lanes.
+// Rotary embeddings of rows of heads. Included inside the namespace of an instruction set, after Lanes and norm.h.
 #pragma once
 
 inline void rotate_halves(const float* x, float* y, const float* cos, const float* sin, int64_t rotated) {
@@ -26,12 +26,15 @@ void rotate(const Rotary& op, int64_t sequence, int64_t head) {
   const float* x = op.x + sequence * op.x_stride[0] + head * op.x_stride[2];
   float* y = op.y + sequence * op.y_stride[0] + head * op.y_stride[2];
   const int64_t turned = op.cos ? op.rotated : 0;
+  const Norm rms{op.features, op.norm, nullptr, op.eps, true};
   for (int64_t i = 0; i < op.positions; ++i, x += op.x_stride[1], y += op.y_stride[1]) {
+    const float* from = x;
+    if (op.norm) norm(rms, x, 1, y), from = y;  // pairs are read before they are written
     if (turned) {
       const float* cos = op.cos + sequence * op.cos_stride[0] + i * op.cos_stride[1];
       const float* sin = op.sin + sequence * op.sin_stride[0] + i * op.sin_stride[1];
-      (op.interleaved ? rotate_pairs : rotate_halves)(x, y, cos, sin, turned);
+      (op.interleaved ? rotate_pairs : rotate_halves)(from, y, cos, sin, turned);
     }
-    std::memcpy(y + turned, x + turned, (op.features - turned) * sizeof(float));
+    if (from != y) std::memcpy(y + turned, x + turned, (op.features - turned) * sizeof(float));
   }
 }

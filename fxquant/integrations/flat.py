@@ -22,6 +22,11 @@ class Flat:
     example: tuple[Tensor, ...]
 
     @property
+    def call(self) -> str:
+        """How it is called, and what it returns, in a line."""
+        return f"called as ({', '.join(leaf.name for leaf in self.inputs)}) → ({', '.join(self.outputs)})"
+
+    @property
     def sizes(self) -> tuple[dict[int, Any], ...]:
         """Which sizes of each input vary, as torch.export takes it."""
         return tuple(
