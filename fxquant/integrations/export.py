@@ -14,6 +14,7 @@ from fxquant.graph import edit
 from fxquant.integrations.checkpoints.write_compressed import write_compressed
 from fxquant.integrations.checkpoints.write_gptq import write_gptq
 from fxquant.integrations.onnx.export import write_onnx
+from fxquant.integrations.openvino.export import write_openvino
 from fxquant.integrations.pt2e.executorch import write_executorch
 from fxquant.integrations.pt2e.outwards import write_pt2e
 from fxquant.integrations.substitutions import Substitution, Written
@@ -33,6 +34,7 @@ def _a_file_each(write: Callable[[fx.GraphModule, Path, str, str | None], Writte
 
 
 FORMATS.add("onnx", _a_file_each(write_onnx))
+FORMATS.add("openvino", _a_file_each(write_openvino))
 FORMATS.add("pt2e", _a_file_each(write_pt2e))
 FORMATS.add("executorch", _a_file_each(write_executorch))
 FORMATS.add("gptq", write_gptq)
@@ -80,7 +82,7 @@ def export(
     Args:
         graph: what `convert`, `lower`, `quantize` or `load` returns.
         folder: where the files go.
-        format: "onnx", "pt2e" or "executorch"; or of a checkpoint "gptq" or "compressed-tensors".
+        format: "onnx", "openvino", "pt2e" or "executorch"; or of a checkpoint "gptq" or "compressed-tensors".
         target: the runtime to write for (docs/export.md); by default that of the format.
 
     Raises:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.integrations.onnx.profiles import PROFILES
+from fxquant.integrations.openvino.export import openvino_dialect
 from fxquant.integrations.pt2e import outwards as pt2e
 from fxquant.registry import Registry
 from fxquant.verification.whole import Call
@@ -62,14 +63,19 @@ def _onnxruntime(folder: Path, names: Sequence[str], threads: int) -> Call:
 
 
 def _openvino(folder: Path, names: Sequence[str], threads: int) -> Call:
+    return _compiled(
+        folder / "model.onnx", names, {"INFERENCE_NUM_THREADS": threads, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    )
+
+
+def _openvino_ir(folder: Path, names: Sequence[str], threads: int) -> Call:
+    return _compiled(folder / "model.xml", names, {"INFERENCE_NUM_THREADS": threads})
+
+
+def _compiled(path: Path, names: Sequence[str], options: dict[str, int]) -> Call:
     core = importlib.import_module("openvino").Core()
-    hints = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-    }
-    compiled = core.compile_model(core.read_model(folder / "model.onnx"), "CPU", hints)
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", **options}
+    compiled = core.compile_model(core.read_model(path), "CPU", hints)
     request = compiled.create_infer_request()
     places = {each.get_any_name(): names.index(each.get_any_name()) for each in compiled.inputs}
 
@@ -104,6 +110,8 @@ def _dialect(target: str) -> Callable[[fx.GraphModule], fx.GraphModule]:
 for _name, _start in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
     _install = f"pip install {_name} 'fxquant[onnx]'"
     RUNTIMES.add(_name, Runtime(_name, _install, "onnx", _name, _dialect(_name), _start))
+_install = "pip install 'fxquant[openvino]'"
+RUNTIMES.add("openvino-ir", Runtime("openvino", _install, "openvino", None, openvino_dialect, _openvino_ir))
 RUNTIMES.add(
     "executorch",
     Runtime("executorch", "pip install 'fxquant[executorch]'", "executorch", "xnnpack", _xnnpack, _executorch),

@@ -29,18 +29,23 @@ def write_onnx(gm: fx.GraphModule, folder: Path, name: str, target: str | None) 
         MissingExtraError: a package that exporting needs is not installed.
         ExportError: the target cannot express an op.
     """
+    chosen = target or DEFAULT
+    dialect = PROFILES[chosen].dialect(gm)
+    write_dialect(dialect, folder / f"{name}.onnx", chosen)
+    return Written(substitutions(dialect))
+
+
+def write_dialect(dialect: fx.GraphModule, path: Path, target: str) -> None:
+    """Write a graph that is in the dialect of a target; raises as `write_onnx` does."""
     for package in PACKAGES:
         need(package, "onnx", "export to ONNX")
-    chosen = target or DEFAULT
-    profile = PROFILES[chosen]
-    dialect = profile.dialect(gm)
-    check_expressible(dialect, chosen)
+    profile = PROFILES[target]
+    check_expressible(dialect, target)
     profile.check(dialect)
-    program = _export(flattened(dialect), profile, chosen)
+    program = _export(flattened(dialect), profile, target)
     from fxquant.integrations.onnx.model_file import finish  # noqa: PLC0415  # needs onnx_ir
 
-    finish(program, dialect, folder / f"{name}.onnx", chosen, profile.form)
-    return Written(substitutions(dialect))
+    finish(program, dialect, path, target, profile.form)
 
 
 def _export(flat: Flat, profile: Profile, target: str) -> Any:

@@ -10,7 +10,8 @@ from fxquant.graph import edit
 from fxquant.integrations.substitutions import note
 from fxquant.passes.qdq_nodes import DEQUANTIZE, QUANTIZE
 
-_WHOLE: dict[Any, tuple[int, int]] = {torch.int8: (-128, 127), torch.uint8: (0, 255)}
+# The bounds that QuantizeLinear has for each type.
+WHOLE: dict[Any, tuple[int, int]] = {torch.int8: (-128, 127), torch.uint8: (0, 255)}
 _TEXT = "values below −127 become −128: QuantizeLinear saturates at the ends of int8 only"
 
 
@@ -54,7 +55,7 @@ def _retype(
 
 
 def _widen(gm: fx.GraphModule, node: fx.Node) -> None:
-    bounds, whole = node.args[4:6], _WHOLE.get(node.args[6])
+    bounds, whole = node.args[4:6], WHOLE.get(node.args[6])
     if whole is not None and bounds != whole:
         for index, bound in zip((4, 5), whole, strict=True):
             edit.set_argument(node, index, bound)
