@@ -23,8 +23,9 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from fxquant.evaluation.embedding import mean_pool
-from fxquant.evaluation.layers import call_leaves, read_call
+from fxquant.evaluation.layers import call_leaves
 from fxquant.graph import edit
+from fxquant.graph.calling import read_call
 from fxquant.kernels.reference.epilogue import finish, requantize
 from fxquant.kernels.reference.linear import accumulate
 

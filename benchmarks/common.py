@@ -76,7 +76,7 @@ def texts(held_out: int, calibration: int) -> tuple[list[str], list[str]]:
 def convert(captured: GraphModule, recipe: str, calibration: Iterable[Batch], backend: str = "x86") -> GraphModule:
     """Return the Q/DQ graph of a recipe; the batches serve those that need them."""
     prepared = fxq.prepare(captured, backend, recipe)
-    if recipe == "static":
+    if recipe.startswith("static"):
         fxq.calibrate(prepared, calibration)
     return fxq.convert(prepared)
 

@@ -9,6 +9,7 @@ from gpu_machine import Machine
 from torch import Tensor
 
 import fxquant.kernels
+from fxquant.kernels.cpu.weight_only import pack_parameter
 from fxquant.kernels.cuda import tiles
 from fxquant.numerics import choose_qparams, quantize
 from fxquant.spec import QuantSpec
@@ -47,7 +48,7 @@ def _product(machine: Machine, depth: int, columns: int, group: int) -> Product:
     qparams = choose_qparams(weight, spec)
     shape = (columns, depth)
     packed = tiles.pack(quantize(weight, qparams, spec), spec)
-    scale, zero_point = (tiles.pack_parameter(each, shape, spec) for each in (qparams.scale, qparams.zero_point))
+    scale, zero_point = (pack_parameter(each, shape, spec) for each in (qparams.scale, qparams.zero_point))
     x = torch.randn(1, depth, device=machine.device).bfloat16()
     one = packed.nbytes + scale.nbytes + zero_point.nbytes
     copies = min(max(2, -(-TIMES_THE_CACHE * machine.cache() // one)), 256)

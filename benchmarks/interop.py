@@ -5,8 +5,8 @@
 
 MiniLM has its real weights and is judged on real sentences that did not calibrate; the others have random weights of
 the size of BERT-base, GPT-2 and ViT-base. The difference is that of a runtime to the Q/DQ graph with the substitutions
-of the export, as a share of the largest output. Systems take turns. ONNX Runtime's and NNCF's own quantizers are run
-for models like BERT. Packages: pip install fxquant[onnx] onnxruntime openvino nncf. `--work` keeps what took long.
+of the export, as a share of the largest output. Systems take turns, ONNX Runtime's and NNCF's own quantizers among
+them. Packages: pip install fxquant[onnx] onnxruntime openvino nncf. `--work` keeps what took long.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import torch
 import transformers
 from common import Batch
 from encoder_models import CELLS, SMALL, Cell, Subject, load_subject
+from interop_peers import FILES, Source
 from systems import SYSTEMS, Context
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -34,8 +35,7 @@ from fxquant.evaluation.embedding import agreement, embed
 from fxquant.integrations.onnx.profiles import PROFILES
 
 MODELS = ("minilm", "bert-base", "gpt2", "vit")
-RECIPES = ("static", "dynamic", "weight-only")
-PEERS = ("ORT int8 dynamic", "ORT int8 static", "OpenVINO int8")
+RECIPES = ("static", "static-smoothquant", "dynamic", "weight-only")
 Call = Callable[..., Any]
 
 
@@ -100,8 +100,10 @@ def _gpt2(small: bool) -> tuple[nn.Module, list[Batch]]:
         if small
         else {}
     )
-    config = transformers.GPT2Config(**sizes)
-    batches = [{"input_ids": torch.randint(config.vocab_size, (2, 32))} for _ in range(4)]
+    config = transformers.GPT2Config(**sizes, use_cache=False)
+    shape = (2, 32)
+    mask = torch.ones(shape, dtype=torch.long)  # without one, what looks for packed sequences cannot be exported
+    batches = [{"input_ids": torch.randint(config.vocab_size, shape), "attention_mask": mask} for _ in range(4)]
     return transformers.GPT2Model(config), batches
 
 
@@ -119,14 +121,14 @@ def measure(args: argparse.Namespace, model: Model, folder: Path) -> None:
     ours = dict[str, Call]()
     differences = []
     for recipe in args.recipes:
-        for runtime, (target, start) in RUNTIMES.items():
-            qdq, path = exported(captured, recipe, model, folder, target)
+        for runtime, (backend, target, start) in RUNTIMES.items():
+            qdq, path = exported(captured, recipe, model, folder, backend, target)
             reference, call = PROFILES[target].dialect(qdq), start(path, args.threads)
             reference.recompile()
             ours[f"fxquant {recipe} in {runtime}"] = call
             differences.append((recipe, runtime, f"{difference(call, reference, model.calibration[-1]):.1e}"))
     common.show(f"{model.name}: largest difference to the Q/DQ graph", ("recipe", "runtime", "difference"), differences)
-    peers = own_quantizers(args, model.subject, folder) if model.subject else {}
+    peers = own_quantizers(args, model, folder)
     if model.subject is not None and model.subject.held_out:
         judge(model.subject, ours | peers)
     cells = args.cells if model.subject else []
@@ -138,11 +140,11 @@ def usable(cells: list[Cell], model: Model) -> list[Cell]:
     return [cell for cell in cells if model.subject is not None and model.subject.fits(cell)]
 
 
-def exported(captured: Any, recipe: str, model: Model, folder: Path, target: str) -> tuple[Any, Path]:
+def exported(captured: Any, recipe: str, model: Model, folder: Path, backend: str, target: str) -> tuple[Any, Path]:
     """Return a Q/DQ graph and its ONNX file, from the folder if they are there."""
-    artifact, out = folder / f"{recipe}-artifact", folder / f"{recipe}-{target}"
+    artifact, out = folder / f"{recipe}-{backend}-artifact", folder / f"{recipe}-{target}"
     if not artifact.exists():
-        fxq.save(common.convert(captured, recipe, model.calibration), artifact)
+        fxq.save(common.convert(captured, recipe, model.calibration, backend), artifact)
     qdq = fxq.load(artifact, lower=False)
     if not out.exists():
         fxq.export(qdq, out, target=target)
@@ -181,7 +183,8 @@ def openvino(path: Path, threads: int) -> Call:
     return call
 
 
-RUNTIMES = {"ORT": ("onnxruntime", ort), "OpenVINO": ("openvino", openvino)}  # the target, and what runs its file
+# For each runtime the backend that quantizes for it, the target of the export, and what runs its file.
+RUNTIMES = {"ORT": ("x86", "onnxruntime", ort), "OpenVINO": ("openvino", "openvino", openvino)}
 
 
 def difference(call: Call, reference: Call, batch: Batch) -> float:
@@ -190,12 +193,16 @@ def difference(call: Call, reference: Call, batch: Batch) -> float:
     return max(float((theirs - ours).abs().max() / ours.abs().max()) for theirs, ours in pairs)
 
 
-def own_quantizers(args: argparse.Namespace, subject: Subject, folder: Path) -> dict[str, Call]:
+def own_quantizers(args: argparse.Namespace, model: Model, folder: Path) -> dict[str, Call]:
     """Return what the runtimes' own quantizers make of the model; one that fails is said to."""
     found = dict[str, Call]()
-    for name in PEERS:
+    for name, (write, runtime) in FILES.items():
         try:
-            found[name] = SYSTEMS[name](Context(subject, folder, args.threads)).call
+            if model.subject is not None:
+                found[name] = SYSTEMS[name](Context(model.subject, folder, args.threads)).call
+            else:
+                path = write(Source(model.module, model.calibration, folder))
+                found[name] = RUNTIMES[runtime][-1](path, args.threads)
         except Exception as error:  # a peer may fail in whatever way it likes; the others are still measured
             print(f"{name}: not measured: {type(error).__name__}: {str(error)[:90]}")
     return found

@@ -141,7 +141,8 @@ def pt2e(material: Material) -> Peer:
     """Return torchao's static PT2E quantization for x86, compiled with freezing."""
     flow = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
     x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
-    batch, sequence = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("sequence", min=2, max=512)
+    longest = material.model.config.max_position_embeddings
+    batch, sequence = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("sequence", min=2, max=longest)
     shapes = ({0: batch, 1: sequence},) * 3
     positional = [(b["input_ids"], b["attention_mask"], b["token_type_ids"]) for b in material.calibration]
     exported = torch.export.export(Positional(material.model), positional[0], dynamic_shapes=shapes, strict=False)

@@ -22,8 +22,12 @@ from fxquant.errors import (
 )
 from fxquant.evaluation.compare import Comparison, compare
 from fxquant.integrations import plugin
+from fxquant.integrations.checkpoints.load import load_checkpoint
 from fxquant.integrations.dynamo import compiled, register
 from fxquant.integrations.export import Exported, export
+from fxquant.integrations.pt2e.inwards import from_pt2e
+from fxquant.integrations.pt2e.outwards import to_pt2e
+from fxquant.integrations.verify import verify
 from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
@@ -32,6 +36,9 @@ from fxquant.quantize import ledger, quantize
 from fxquant.recipe import Override, Recipe
 from fxquant.spec import QuantSpec
 from fxquant.stages import convert, lower, prepare
+from fxquant.verification.changes import Thresholds
+from fxquant.verification.diff import Diff, diff
+from fxquant.verification.verification import Verification
 
 try:
     __version__ = version("fxquant")
@@ -50,6 +57,7 @@ __all__ = [
     "ConfigError",
     "CoverageError",
     "DataError",
+    "Diff",
     "ExportError",
     "Exported",
     "FxQuantError",
@@ -61,6 +69,8 @@ __all__ = [
     "Program",
     "QuantSpec",
     "Recipe",
+    "Thresholds",
+    "Verification",
     "__version__",
     "calibrate",
     "capture",
@@ -69,13 +79,18 @@ __all__ = [
     "compiled",
     "convert",
     "cuda_graphs",
+    "diff",
     "export",
+    "from_pt2e",
     "ledger",
     "load",
     "load_backend",
+    "load_checkpoint",
     "lower",
     "prepare",
     "quantize",
     "save",
+    "to_pt2e",
     "transforms",
+    "verify",
 ]

@@ -13,7 +13,7 @@ Nothing in it is code; loading runs, imports and unpickles no part of it. The ch
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ log = logging.getLogger("fxquant.artifact")
 MODEL, GRAPH, CONFIG, LEDGER = "model.safetensors", "graph.json", "config.json", "ledger.json"
 _OWN = (MODEL, GRAPH, CONFIG, LEDGER)
 _ALONE = "forward"  # what the file calls a graph that is not part of a Program
-_SHOWN = 5  # names in a message
 _Reader = Callable[[Any, Mapping[str, list[str]]], dict[str, dict[str, Tensor]]]  # of `tensor_file`, for one file
 
 
@@ -57,7 +56,7 @@ def save(graph: fx.GraphModule | Program, folder: str | Path) -> Path:
     try:
         with atomic.replacing(place) as partial:
             _write(partial, document, tensors, graphs)
-            _keep(_foreign(place), partial)
+            _keep(place, partial)
     except OSError as error:
         raise ArtifactError(f"the artifact {place} cannot be written: {error}; what was there is untouched") from error
     return Path(folder)
@@ -153,7 +152,11 @@ def _forget(graph: fx.GraphModule | Program) -> None:
 
 def check_destination(folder: str | Path) -> None:
     """Raise `ArtifactError` if `folder` holds something else than an artifact, so that `save` would refuse it."""
-    _foreign(atomic.find(Path(folder).resolve()))
+    _occupants(Path(folder).resolve())
+
+
+def _occupants(place: Path) -> list[Path]:
+    return atomic.occupants(place, "save", "artifact", manifest.is_artifact, ArtifactError)
 
 
 def _portable(graph: fx.GraphModule | Program) -> dict[str, fx.GraphModule]:
@@ -166,21 +169,11 @@ def _portable(graph: fx.GraphModule | Program) -> dict[str, fx.GraphModule]:
         raise ArtifactError(f"the graph cannot be saved: {error}") from None
 
 
-def _foreign(place: Path) -> list[Path]:
-    """Return what others put beside the artifact in `place`, or raise if something else than an artifact is there."""
-    if not place.exists():
-        return []
-    if not place.is_dir():
-        raise ArtifactError(f"{place} is a file: save takes a folder that is new, empty, or holds an artifact")
-    inside = sorted(place.iterdir())
-    if inside and not manifest.is_artifact(place):
-        names = ", ".join(path.name for path in inside[:_SHOWN]) + (", …" if len(inside) > _SHOWN else "")
-        raise ArtifactError(f"{place} holds {names} and no artifact: save takes a folder that is new or empty")
-    return [path for path in inside if path.name not in (*_OWN, manifest.FILE)]
-
-
-def _keep(foreign: Iterable[Path], partial: Path) -> None:
-    for path in foreign:
+def _keep(place: Path, partial: Path) -> None:
+    """Copy what others put beside the artifact in `place`."""
+    for path in _occupants(place):
+        if path.name in (*_OWN, manifest.FILE):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, partial / path.name, symlinks=True)
         else:

@@ -10,11 +10,12 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _ABANDONED = 3600.0  # seconds without a write after which a partial folder belongs to a writer that is gone
+_SHOWN = 5  # names in a message
 
 
 def previous(folder: Path) -> Path:
@@ -25,6 +26,30 @@ def previous(folder: Path) -> Path:
 def find(folder: Path) -> Path:
     """Return where the contents of `folder` are: there, unless a writer was killed while it replaced them."""
     return folder if folder.exists() or not previous(folder).exists() else previous(folder)
+
+
+def occupants(
+    folder: Path, verb: str, kind: str, recognize: Callable[[Path], bool], refusal: type[Exception]
+) -> list[Path]:
+    """Return what lies in a folder that `verb` may write to, in order: one that is new, empty, or holds such a `kind`.
+
+    Args:
+        folder: resolved, as for `replacing`.
+        verb: what writes there, for messages, as "save".
+        kind: what it writes, as "artifact".
+        recognize: says whether a folder holds that.
+        refusal: what is raised where there is a file, or a folder of other things.
+    """
+    folder = find(folder)
+    if not folder.exists():
+        return []
+    if not folder.is_dir():
+        raise refusal(f"{folder} is a file: {verb} takes a folder that is new, empty, or holds an {kind}")
+    inside = sorted(folder.iterdir())
+    if inside and not recognize(folder):
+        names = ", ".join(path.name for path in inside[:_SHOWN]) + (", …" if len(inside) > _SHOWN else "")
+        raise refusal(f"{folder} holds {names} and no {kind}: {verb} takes a folder that is new or empty")
+    return inside
 
 
 @contextmanager

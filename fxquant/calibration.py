@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxquant.errors import CalibrationError, FxQuantError, FxQuantWarning
+from fxquant.errors import CalibrationError, FxQuantError, FxQuantWarning, InputError
 from fxquant.graph import edit
+from fxquant.graph.calling import read_call
 from fxquant.observers import ObservationError, Observer
 
 Prepared = TypeVar("Prepared", bound=nn.Module)
@@ -182,16 +183,10 @@ def _run_all(prepared: nn.Module, batches: Iterable[Batch], progress: bool) -> N
 
 
 def _arguments(batch: object, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch):
-        return (), dict(batch)
-    if isinstance(batch, tuple | list):
-        return tuple(batch), {}
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    raise CalibrationError(
-        f"batch {index} is {type(batch).__name__}: expected a dict of keyword arguments, a tuple or list of positional "
-        f"ones, or a tensor"
-    )
+    try:
+        return read_call(batch)
+    except InputError as error:
+        raise CalibrationError(f"batch {index} {error}") from None
 
 
 def _check_finite(args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> None:

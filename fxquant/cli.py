@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TextIO
 
-from fxquant.commands import backend, compare, explain, export, quantize, verify
+from fxquant.commands import backend, compare, diff, explain, export, quantize, verify
 from fxquant.errors import CheckError, FxQuantError, FxQuantWarning
 
 
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fxquant {version('fxquant')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (quantize, explain, compare, export, verify, backend):
+    for command in (quantize, explain, compare, export, verify, diff, backend):
         command.add(commands)
     return parser
 

@@ -78,7 +78,8 @@ class Ledger:
         planned = "" if self.stage == "lowered" else " (planned)"
         lines = [f"captured as: {self.capture['rung']}"] if self.capture else []
         lines += [f"  not as {each['rung']}: {_short(each['reason'])}" for each in self.capture.get("failed", ())]
-        lines += [f"low-precision share of multiply-accumulates{planned}: {self.coverage:.1%}"]
+        share = f"{self.coverage:.1%}" if any(row.flops for row in self.rows) else "there are none"
+        lines += [f"low-precision share of multiply-accumulates{planned}: {share}"]
         for name in FAMILIES:
             rows = [row for row in self.rows if row.family == name]
             if rows:

@@ -67,10 +67,13 @@ def choose_qparams(x: Tensor, spec: QuantSpec) -> QParams:
 def value_range(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Return the minimum and maximum of `x` over the axes that `spec` shares, 0 where there is nothing; NaN propagates.
 
-    Shapes: () per tensor, (channels,) per channel, x.shape[:-1] + (1,) per token, x.shape[:-1] + (groups,) per group.
+    Shapes: () per tensor, (channels,) per channel, x.shape[:-1] + (1,) per token, x.shape[:1] + (1, …) per sample,
+    x.shape[:-1] + (groups,) per group.
     """
     if spec.granularity == "per-tensor":
         return torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+    if spec.granularity == "per-sample":
+        return sample_range(x)
     if spec.group_size is not None:
         groups = as_groups(x, spec.group_size)
         return groups.amin(dim=-1), groups.amax(dim=-1)
@@ -81,6 +84,15 @@ def value_range(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
         return empty, empty
     # Apart, both reductions are vectorised; torch.aminmax along an axis is not, and takes fifteen times as long.
     return rows.amin(dim=-1, keepdim=per_token), rows.amax(dim=-1, keepdim=per_token)
+
+
+def sample_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the minimum and maximum for each index of the first axis, with the rank of `x`; 0 where nothing is."""
+    if not x.numel():
+        empty = x.new_zeros(*x.shape[:1], *[1] * (x.ndim - 1))
+        return empty, empty
+    axes = tuple(range(1, x.ndim))
+    return (x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)) if axes else (x, x)
 
 
 def as_rows(x: Tensor, axis: int | None) -> Tensor:

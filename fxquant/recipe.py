@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from fxquant.config import expect, known_keys, read_toml, within
 from fxquant.errors import ConfigError
-from fxquant.spec import FORMATS, QuantSpec
+from fxquant.spec import AT_RUN_TIME, FORMATS, QuantSpec
 
 FLOAT = "float"
 # The fields of a QuantSpec that differ, or FLOAT: what uses the spec stays in float.
@@ -28,7 +28,7 @@ _COMPANIONS: dict[str, dict[str, Any]] = {
 def check_field(key: str, value: object) -> None:
     """Raise `ConfigError` unless `key` is a field of QuantSpec and `value` a value that it can have."""
     known_keys({key: value}, SPEC_FIELDS)
-    companions = {"dynamic": value == "per-token"} if key == "granularity" else _COMPANIONS.get(key, {})
+    companions = {"dynamic": value in AT_RUN_TIME} if key == "granularity" else _COMPANIONS.get(key, {})
     if key == "dtype" and isinstance(value, str) and value in FORMATS and FORMATS[value].floating:
         companions = {"symmetric": True}
     QuantSpec.from_dict({**companions, key: value})

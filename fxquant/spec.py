@@ -38,7 +38,9 @@ FORMATS: dict[str, Format] = {
     "int32": Format(torch.int32, -(2**31), 2**31 - 1),
     "float8_e4m3fn": Format(torch.float8_e4m3fn, -448, 448),
 }
-GRANULARITIES = ("per-tensor", "per-channel", "per-token", "per-group")
+GRANULARITIES = ("per-tensor", "per-channel", "per-token", "per-sample", "per-group")
+# Scales of what one call brings, which no other call has.
+AT_RUN_TIME = ("per-token", "per-sample")
 GROUP_SIZE = 32  # where a per-group spec does not say
 RANGES = ("restricted", "full")
 
@@ -50,7 +52,8 @@ class QuantSpec:
     Invariants:
         - `dtype` is a key of `FORMATS`; `granularity` is one of `GRANULARITIES`.
         - `axis` is given for per-channel only: the axis that keeps a scale per index (may be negative).
-        - per-token (one scale for each slice along the last axis) exists at run time only: `dynamic` is true.
+        - per-token (one scale for each slice along the last axis) and per-sample (one for each index of the first, as
+          for each image of a batch) exist at run time only: `dynamic` is true.
         - per-group (one scale for every `group_size` values along the last axis; a last group may be shorter) is for
           constants: `dynamic` is false. `group_size` is given for per-group only.
         - float8_e4m3fn, 4 bits of exponent and 3 of mantissa up to 448, is `symmetric`: q = x/S, S = max/448.
@@ -77,8 +80,9 @@ class QuantSpec:
             object.__setattr__(self, "axis", 0)
         if self.granularity != "per-channel" and self.axis is not None:
             raise ConfigError(f"axis = {self.axis} has a meaning for per-channel only, not for {self.granularity}")
-        if self.granularity == "per-token" and not self.dynamic:
-            raise ConfigError("per-token scales exist at run time only: set dynamic = true, or use per-tensor")
+        if self.granularity in AT_RUN_TIME and not self.dynamic:
+            text = f"{self.granularity} scales exist at run time only: set dynamic = true, or use per-tensor"
+            raise ConfigError(text)
         if self.format.floating and not self.symmetric:
             raise ConfigError(f"{self.dtype} has no zero point: set symmetric = true")
         self._check_groups()
@@ -140,9 +144,9 @@ def _check_choice(key: str, value: object, known: Any) -> None:
 class QParams(NamedTuple):
     """The scale and zero point of a tensor, x = scale·(q − zero_point).
 
-    Shapes: `scale` and `zero_point` are () per tensor, (channels,) per channel along `axis`, (…, 1) per token, where
-    they broadcast against the tensor (`axis` is None), and (…, groups) per group, the last axis of the tensor being
-    cut into groups of `group_size` values. `scale` is float32, `zero_point` int32.
+    Shapes: `scale` and `zero_point` are () per tensor, (channels,) per channel along `axis`, (…, 1) per token and
+    (samples, 1, …) per sample, where they broadcast against the tensor (`axis` is None), and (…, groups) per group, the
+    last axis of the tensor being cut into groups of `group_size` values. `scale` is float32, `zero_point` int32.
     """
 
     scale: torch.Tensor

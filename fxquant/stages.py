@@ -10,9 +10,10 @@ import torch
 from torch import fx
 
 from fxquant.backends import Backend, load_backend, read_backend
-from fxquant.errors import FxQuantError, FxQuantWarning
+from fxquant.errors import FxQuantError, FxQuantWarning, first_line
 from fxquant.graph import edit, place
-from fxquant.kernels.table import check_device
+from fxquant.graph.foreign import entered
+from fxquant.kernels.table import RUNNERS, check_device
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass, Pipeline
 from fxquant.passes.canonicalize import CANONICAL
@@ -21,6 +22,7 @@ from fxquant.passes.lower import Lower
 from fxquant.passes.lowering import listed_passes
 from fxquant.passes.observe import Observe
 from fxquant.passes.share_qparams import ShareQParams
+from fxquant.passes.smooth_activations import SmoothActivations
 from fxquant.passes.unpad import ZERO, check_padded_outputs
 from fxquant.portable import keep, portable, release
 from fxquant.program import Program
@@ -73,7 +75,7 @@ def convert(prepared: Graph) -> Graph:
 def _convert(prepared: fx.GraphModule, weights: Convert) -> fx.GraphModule:
     _expect_stage(prepared, "convert", "prepared", "fxquant.prepare")
     gm = edit.clone(prepared)
-    Pipeline((weights, ShareQParams())).run(gm)
+    Pipeline((SmoothActivations(), weights, ShareQParams())).run(gm)
     edit.mark(gm, stage="converted")
     return gm
 
@@ -90,7 +92,8 @@ def lower(
     Another backend claims the graph anew from its Q/DQ nodes; the numbers stay those of the Q/DQ graph.
 
     Args:
-        qdq: what `convert` returns; left as it is.
+        qdq: what `convert` returns, or a graph of quantized_decomposed operators, which torchao's `convert_pt2e`
+            returns (docs/pt2e.md); left as it is.
         backend: a packaged backend's name, the path of a backend file, or a Backend.
         padded_outputs: what the outputs hold where the model's mask says padding. "exact": what the Q/DQ graph gives
             there. "zero": zeros, for callers that do not read these places; the model then runs on the tokens of a
@@ -107,12 +110,13 @@ def lower(
         check_padded_outputs(padded_outputs)
     chosen = load_backend(backend) if backend is not None else None
     failure = ""
+    qdq = cast(Graph, entered(qdq))
     try:
         lowered = _each(_placed(qdq, device), lambda gm: _lower(gm, chosen, padded_outputs))
         release(lowered.graphs.values() if isinstance(lowered, Program) else [lowered])
         return lowered
     except torch.OutOfMemoryError as error:
-        failure = str(error).splitlines()[0]
+        failure = first_line(error)
     # Only here is what was lowered so far let go.
     gc.collect()
     raise FxQuantError(f"there is no memory left to lower the graph, which is as it was: {failure}")
@@ -129,10 +133,9 @@ def _placed(qdq: Graph, device: str | torch.device | None) -> Graph:
 
 
 def _lower(qdq: fx.GraphModule, backend: Backend | None, padded_outputs: str | None) -> fx.GraphModule:
-    _expect_stage(qdq, "lower", "converted", "fxquant.convert")
+    device = _expect_stage(qdq, "lower", "converted", "fxquant.convert")
     chosen = backend or recorded_backend(qdq)
     origin = edit.clone(qdq)
-    device = place.device_of(origin)
     if device is not None:
         check_device(chosen.kernels, device)
         place.make_on(origin, device)
@@ -145,6 +148,8 @@ def _lower(qdq: fx.GraphModule, backend: Backend | None, padded_outputs: str | N
 
 def _with_kernels(qdq: fx.GraphModule, backend: Backend, listed: tuple[Pass, ...]) -> fx.GraphModule:
     gm = edit.clone(qdq)
+    if backend.kernels in RUNNERS:
+        RUNNERS[backend.kernels](gm)
     first = () if backend == recorded_backend(gm) else (Annotate(backend, None),)
     Pipeline((*first, Lower(backend), *listed)).run(gm)
     edit.mark(gm, stage="lowered", backend=backend.to_dict())
@@ -183,11 +188,12 @@ def _each(graph: Graph, verb: Callable[[fx.GraphModule], fx.GraphModule]) -> Gra
     return cast(Graph, done)  # a verb returns what it was given, a graph or a Program
 
 
-def _expect_stage(gm: fx.GraphModule, verb: str, wanted: str, source: str) -> None:
+def _expect_stage(gm: fx.GraphModule, verb: str, wanted: str, source: str) -> torch.device | None:
+    """Return the device of a graph that is at the stage which `verb` takes; raise where it is not, or on two."""
     if not isinstance(gm, fx.GraphModule):
         raise FxQuantError(f"{verb} takes a graph from {source}, got a {type(gm).__name__}")
     stage = edit.marks(gm).get("stage")
     if stage != wanted:
         found = f"one that is {stage}" if stage else "a GraphModule that fxquant did not make"
         raise FxQuantError(f"{verb} takes a graph that is {wanted}, from {source}; got {found}")
-    place.device_of(gm)  # raises where there are two
+    return place.device_of(gm)

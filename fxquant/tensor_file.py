@@ -50,8 +50,8 @@ def _alone(tensor: Tensor) -> Tensor:
     return plain if alone else plain.clone()
 
 
-def write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the tensors.
+def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write the tensors, and what the file is to say of itself.
 
     Raises:
         OSError: the file cannot be written.
@@ -60,7 +60,7 @@ def write(path: Path, tensors: dict[str, Tensor]) -> None:
     path.touch()
     mode = path.stat().st_mode  # what the user's umask gives; safetensors would let nobody else read
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, metadata)
         path.chmod(mode)
     except SafetensorError as error:  # which wraps what the system reports
         raise OSError(str(error)) from error

@@ -1,10 +1,12 @@
 """Small captured graphs for tests of the layers above capture."""
 
 import torch
+from models import tensors
 from torch import nn
 
 import fxquant as fxq
 from fxquant.backends import read_backend
+from fxquant.graph import edit
 from fxquant.graph.capture import capture
 from fxquant.passes.canonicalize import CANONICAL
 
@@ -51,6 +53,27 @@ def lowered_graph(model, *inputs, recipe="dynamic", backend="x86", passes=()):
     options = {"backend": read_backend(data, "test"), "recipe": recipe, "calibration": [inputs], "progress": False}
     with torch.no_grad():
         return fxq.quantize(model.eval(), inputs, **options)
+
+
+def applied(gm, *passes):
+    """Return a copy of a graph after some passes, and how many changes they made."""
+    copy = edit.clone(gm)
+    count = sum(each.apply(copy) for each in passes)
+    copy.graph.lint()
+    copy.recompile()
+    return copy, count
+
+
+def outputs(gm, inputs):
+    """Return the tensors that a graph gives for keyword arguments, or for positional ones."""
+    with torch.no_grad():
+        found = gm(**inputs) if isinstance(inputs, dict) else gm(*inputs)
+    return tensors(found)
+
+
+def nodes(gm, target):
+    """Return the nodes that call `target`."""
+    return [node for node in gm.graph.nodes if node.target is target]
 
 
 def last_call(gm):

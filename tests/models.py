@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 Example = tuple[nn.Module, dict[str, Tensor]]
 
@@ -35,6 +36,16 @@ def encoder_inputs(batch: int = 2, sequence: int = 12, seed: int = 0) -> dict[st
 def seq2seq_inputs(batch: int = 2, sequence: int = 12, seed: int = 0) -> dict[str, Tensor]:
     """Return an encoder's inputs and `decoder_input_ids` of another length."""
     return {**encoder_inputs(batch, sequence, seed), "decoder_input_ids": ids(batch, max(sequence - 5, 1), seed + 1)}
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Return the tensors that a model or a graph gave, without those of a cache.
+
+    Whether torch looks into a cache depends on what ran before in the process: exporters register its type.
+    """
+    values = output.to_tuple() if hasattr(output, "to_tuple") else output
+    leaves = pytree.tree_leaves(values, is_leaf=lambda value: isinstance(value, transformers.Cache))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _random(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:

@@ -410,9 +410,8 @@ def test_a_warning_is_one_line(model, tmp_path, capsys):
         ["explain", "m", "--task", "poetry"],
         ["backend"],
         ["backend", "check"],
-        ["verify", "a"],
     ],
-    ids=["nothing", "no-such-command", "no-output", "no-such-task", "backend", "no-file", "verify what"],
+    ids=["nothing", "no-such-command", "no-output", "no-such-task", "backend", "no-file"],
 )
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

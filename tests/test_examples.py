@@ -117,6 +117,8 @@ def test_demo_names_what_is_wrong(ran):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=[path.stem for path in SCRIPTS])
 def test_example_runs(script, ran):
+    if script.stem == "transformers_quantizer":
+        pytest.importorskip("transformers.exporters.quantizers", reason="transformers is older than 5.23")
     code, shown = ran[script]
     assert code == 0, code
     assert shown.strip(), "an example shows something"

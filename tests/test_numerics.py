@@ -168,6 +168,18 @@ def test_per_token_equals_each_token_alone():
             assert torch.equal(back[row, token], numerics.fake_quantize(x[row, token], alone, QuantSpec()))
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 5), (3, 2, 4, 4)], ids=str)
+def test_per_sample_equals_each_sample_alone(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    spec = QuantSpec(granularity="per-sample", dynamic=True)
+    qparams = numerics.choose_qparams(x, spec)
+    assert qparams.scale.shape == (3, *[1] * (len(shape) - 1))
+    back = numerics.fake_quantize(x, qparams, spec)
+    for sample in range(3):
+        alone = numerics.choose_qparams(x[sample], QuantSpec())
+        assert torch.equal(back[sample], numerics.fake_quantize(x[sample], alone, QuantSpec()))
+
+
 @pytest.mark.parametrize(
     ("spec", "shape", "scale_shape"),
     [
@@ -178,8 +190,10 @@ def test_per_token_equals_each_token_alone():
         (QuantSpec(granularity="per-channel", axis=-1), (0, 4), (4,)),
         (QuantSpec(granularity="per-token", dynamic=True), (2, 0), (2, 1)),
         (QuantSpec(granularity="per-token", dynamic=True), (0, 5), (0, 1)),
+        (QuantSpec(granularity="per-sample", dynamic=True), (2, 0, 3), (2, 1, 1)),
+        (QuantSpec(granularity="per-sample", dynamic=True), (0, 5), (0, 1)),
     ],
-    ids=["flat", "middle", "values", "channels", "batch", "features", "tokens"],
+    ids=["flat", "middle", "values", "channels", "batch", "features", "tokens", "samples", "no-samples"],
 )
 def test_empty_tensor_gets_scale_one_and_quantizes_to_empty(spec, shape, scale_shape):
     x = torch.empty(shape)

@@ -57,6 +57,7 @@ def test_per_channel_keeps_axis_zero_unless_told():
         ({"axis": 1}, r"axis = 1 has a meaning for per-channel only, not for per-tensor"),
         ({"granularity": "per-token", "dynamic": True, "axis": 1}, r"axis = 1 .* not for per-token"),
         ({"granularity": "per-token"}, r"per-token scales exist at run time only: set dynamic = true, or use"),
+        ({"granularity": "per-sample"}, r"per-sample scales exist at run time only: set dynamic = true, or use"),
         ({"group_size": 32}, r"group_size = 32 has a meaning for per-group only, not for per-tensor"),
         ({"granularity": "per-group", "group_size": 0}, r"group_size = 0: expected a positive integer"),
         (
@@ -72,6 +73,7 @@ def test_per_channel_keeps_axis_zero_unless_told():
         "axis-per-tensor",
         "axis-per-token",
         "static-per-token",
+        "static-per-sample",
         "group-per-tensor",
         "empty-group",
         "dynamic-per-group",

@@ -14,7 +14,7 @@ from fxquant.observers import OBSERVERS
 from fxquant.ops import OPS
 from fxquant.recipe import FLOAT
 from fxquant.registry import Registry
-from fxquant.spec import FORMATS, GRANULARITIES, RANGES
+from fxquant.spec import AT_RUN_TIME, FORMATS, GRANULARITIES, RANGES
 
 Schema = dict[str, Any]
 _STRING: Schema = {"type": "string"}
@@ -100,7 +100,7 @@ def _when(condition: Schema, then: Schema) -> Schema:
 def _consistent() -> Iterator[Schema]:
     """Yield what one field of a spec says of another."""
     dynamic = {"properties": {"dynamic": {"const": True}}, "required": ["dynamic"]}
-    yield _when({"granularity": "per-token"}, dynamic)
+    yield from (_when({"granularity": each}, dynamic) for each in AT_RUN_TIME)
     yield _when({"granularity": "per-group"}, {"not": dynamic})
     symmetric = {"properties": {"symmetric": {"const": True}}, "required": ["symmetric"]}
     yield from (_when({"dtype": name}, symmetric) for name in FORMATS if FORMATS[name].floating)

@@ -93,7 +93,10 @@ class Backend:
             return Recipe.from_toml(wish)
         if isinstance(wish, dict):
             return Recipe.from_dict(wish)
-        return self._packaged(expect("recipe", wish, str))
+        if not isinstance(wish, str):
+            known = "a recipe's name, the path of a .toml file, the data of one as a dict, or a Recipe"
+            raise ConfigError(f"recipe = {wish!r}: expected {known}")
+        return self._packaged(wish)
 
     def _packaged(self, name: str) -> Recipe:
         if name not in self.recipes:

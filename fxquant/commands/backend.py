@@ -86,16 +86,17 @@ def _scheme(spec: QuantSpec) -> str:
 
 
 def _recipes(backend: Backend) -> str:
-    body = [(name, _changes(recipe.specs) + _overridden(recipe)) for name, recipe in backend.recipes.items()]
+    body = [
+        (name, "\n".join([_changes(recipe.specs), *_overridden(recipe)])) for name, recipe in backend.recipes.items()
+    ]
     return tabulate(body, ("recipe", "changes to the specs"), disable_numparse=True)
 
 
-def _overridden(recipe: Recipe) -> str:
-    """Return the overrides of a packaged recipe in brackets."""
-    parts = [
-        f" [{each.path}, {each.op}: {_changes(each.specs) if each.quantize else 'float'}]" for each in recipe.overrides
+def _overridden(recipe: Recipe) -> list[str]:
+    """Return a line for each override of a packaged recipe."""
+    return [
+        f"[{each.path}, {each.op}] {_changes(each.specs) if each.quantize else 'float'}" for each in recipe.overrides
     ]
-    return "".join(parts)
 
 
 def _changes(specs: Mapping[str, Changes]) -> str:

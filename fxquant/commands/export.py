@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Return what was written, and what was substituted."""
-    check_destination(args.output.resolve())
+    check_destination(args.output)
     with progress(f"loading {args.artifact}"):
         graph = load(args.artifact, lower=False)
     with progress(f"exporting to {args.output}"):

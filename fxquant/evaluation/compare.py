@@ -16,10 +16,10 @@ from torch import Tensor, fx
 
 from fxquant.errors import DataError, InputError
 from fxquant.evaluation.error_sums import ErrorSums
-from fxquant.evaluation.layers import read_call
 from fxquant.evaluation.pairs import Pair, pair
 from fxquant.evaluation.program_calls import CallRecorder
 from fxquant.generation import cache
+from fxquant.graph.calling import read_call
 from fxquant.ledger import Row
 from fxquant.program import Program
 
@@ -95,8 +95,8 @@ def compare(reference: Graphs, candidate: Graphs, batches: Iterable[Any]) -> Com
             ones, or a tensor. No batch is kept, and memory holds the layers of one.
 
     Raises:
-        DataError: there are no batches, one is of another type, or the graphs are not of one model.
-        InputError: a batch is not a call that the graphs were captured for.
+        DataError: there are no batches, or the graphs are not of one model.
+        InputError: a batch is no call, or none that the graphs were captured for.
         ConfigError: the reference is a program without the model whose own code calls its graphs.
         FxQuantError: one of the two is no graph of fxquant's.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.errors import DataError, FxQuantError
+from fxquant.errors import FxQuantError
 from fxquant.graph import edit, structure
 from fxquant.graph.signature import signature_of
 from fxquant.ledger import Row, read_ledger
@@ -72,21 +72,6 @@ def _canonical_name(node: fx.Node) -> str:
 def output_names(gm: fx.GraphModule) -> list[str]:
     """Return a name for each leaf of the model's output, "output" for an output that is one tensor."""
     return [name or "output" for name in structure.names(signature_of(gm).outputs)]
-
-
-def read_call(batch: object) -> Call:
-    """Return the call that a batch is: a dict of keyword arguments, a tuple or list of positional ones, or a tensor.
-
-    Raises:
-        DataError: the batch is of another type.
-    """
-    if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch):
-        return (), dict(batch)
-    if isinstance(batch, tuple | list):
-        return tuple(batch), {}
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    raise DataError(f"is {type(batch).__name__}: expected a dict of keyword arguments, a tuple or list, or a tensor")
 
 
 def call_leaves(gm: fx.GraphModule, call: Call) -> tuple[Any, ...]:

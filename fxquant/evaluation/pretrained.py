@@ -79,9 +79,9 @@ def load_pretrained(folder: str | Path, task: str | None = None) -> Pretrained:
         DataError: transformers is not installed; the folder or a file in it is missing or damaged; the task is unknown;
             the model takes no text.
     """
-    transformers, folder = _transformers(), Path(folder)
+    transformers, folder = import_transformers(), Path(folder)
     model, missing = load_model(folder, task)
-    with _quiet(transformers):
+    with quiet(transformers):
         tokenizer = _tokenizer(transformers, folder)
     longest = min(LONGEST, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", LONGEST))
     return Pretrained(model, tokenizer, missing, longest)
@@ -89,13 +89,14 @@ def load_pretrained(folder: str | Path, task: str | None = None) -> Pretrained:
 
 def load_model(folder: str | Path, task: str | None = None) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the model of `load_pretrained`, which needs no tokenizer, and the weights that the checkpoint lacks."""
-    transformers, folder = _transformers(), Path(folder)
-    config = _config(folder)
-    with _quiet(transformers):
-        return _model(_loader(transformers, config, folder, task), folder)
+    transformers, folder = import_transformers(), Path(folder)
+    config = read_config(folder)
+    with quiet(transformers):
+        return _model(loader_of(transformers, config, folder, task), folder)
 
 
-def _transformers() -> ModuleType:
+def import_transformers() -> ModuleType:
+    """Return transformers, or raise `DataError` where it is not installed."""
     try:
         return importlib.import_module("transformers")
     except ImportError:
@@ -104,10 +105,14 @@ def _transformers() -> ModuleType:
         ) from None
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what config.json of a model folder holds, or raise `DataError`."""
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{folder} {found}: expected the folder of a model, with config.json, weights and tokenizer")
+        raise DataError(
+            f"{folder} {found}: expected the folder of a model, with config.json, weights and tokenizer; "
+            "models are read from disk, and not downloaded by name"
+        )
     path = folder / "config.json"
     if not path.is_file():
         raise DataError(f"{path} does not exist: expected a model folder in Hugging Face's layout")
@@ -121,7 +126,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet(transformers: ModuleType) -> Iterator[None]:
+def quiet(transformers: ModuleType) -> Iterator[None]:
     """Keep transformers' reports and bars off the screen while loading: what matters in them becomes an error."""
     verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
@@ -134,7 +139,7 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def _loader(transformers: ModuleType, config: dict[str, Any], folder: Path, task: str | None) -> Any:
+def loader_of(transformers: ModuleType, config: dict[str, Any], folder: Path, task: str | None) -> Any:
     """Return the transformers class that loads the model."""
     if task is not None and task not in TASKS:
         raise DataError(f"unknown task {task!r}: {suggest(task, TASKS)}")

@@ -72,6 +72,22 @@ def python_signature(parameters: Sequence[Parameter]) -> inspect.Signature:
     return inspect.Signature(own)
 
 
+def read_call(batch: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the call that a batch is: a dict of keyword arguments, a tuple or list of positional ones, or a tensor.
+
+    Raises:
+        InputError: the batch is of another type; the text goes on after its name.
+    """
+    if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch):
+        return (), dict(batch)
+    if isinstance(batch, tuple | list):
+        return tuple(batch), {}
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    wanted = "a dict of keyword arguments, a tuple or list of positional ones, or a tensor"
+    raise InputError(f"is {type(batch).__name__}: expected {wanted}")
+
+
 def name_arguments(
     parameters: Sequence[Parameter], args: tuple[Any, ...], kwargs: Mapping[str, Any], known: str
 ) -> dict[str, Any]:

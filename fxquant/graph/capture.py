@@ -175,6 +175,14 @@ def _export(model: nn.Module, example: Example, dynamic: bool) -> tuple[Exported
     return program, example, outputs[-1]
 
 
+def export_flat(
+    graph: fx.GraphModule, example: tuple[Tensor, ...], sizes: tuple[dict[int, Any], ...]
+) -> ExportedProgram:
+    """Return the exported program of a graph that is called with flat tensors, some of whose `sizes` vary."""
+    with torch.no_grad(), quiet_torch():
+        return torch.export.export(graph, example, dynamic_shapes=sizes, strict=False)
+
+
 def _explain(model: nn.Module, what: str, failure: Failure) -> str:
     inside = f"module {failure.path!r}" if failure.path else "the model's own forward"
     where = f"{inside} ({type(model.get_submodule(failure.path)).__name__})"

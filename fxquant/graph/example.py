@@ -81,7 +81,10 @@ def read_example(model: nn.Module, given: Any) -> Example:
     for name, tensor in zip(names, leaves, strict=True):
         _check_tensor(name, tensor)
     if not leaves:
-        raise InputError(f"example_inputs holds no tensor: expected those of forward({_known(parameters)})")
+        raise InputError(
+            f"example_inputs holds no tensor: expected those of forward({_known(parameters)}); numbers and lists of "
+            'them are constants, and a tokenizer makes tensors with return_tensors="pt"'
+        )
     return Example(parameters, inputs, names, tuple(tensor.detach().clone() for tensor in leaves))
 
 

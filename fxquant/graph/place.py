@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, fx
 
-from fxquant.errors import ConfigError, FxQuantError
+from fxquant.errors import ConfigError, FxQuantError, first_line
 from fxquant.graph import edit
 from fxquant.graph.rebuild import tensor_key
 
@@ -41,8 +41,7 @@ def read_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device = {str(device)!r} cannot be used here: {reason}") from error
+        raise ConfigError(f"device = {str(device)!r} cannot be used here: {first_line(error)}") from error
     return chosen
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fxquant.errors import ArtifactError
-from fxquant.graph import guards, structure
+from fxquant.graph import edit, guards, structure
 from fxquant.graph.attributes import read_directly
 from fxquant.graph.calling import Fit, Leaf, Limits, Parameter, bind, explain, name_arguments, python_signature
 
@@ -174,6 +174,14 @@ def signature_of(gm: fx.GraphModule) -> Signature:
     codegen = gm.graph._codegen
     assert isinstance(codegen, SignatureCodeGen), "graphs come from capture, which gives them a signature"
     return codegen.signature
+
+
+def without_signature(gm: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy, on the same tensors, that takes its placeholders' values by position and returns its outputs."""
+    flat = edit.clone(gm)
+    flat.graph.set_codegen(fx.graph.CodeGen())
+    flat.recompile()
+    return flat
 
 
 def _parameter(name: Any, kind: Any, required: Any, default: Any) -> Parameter:

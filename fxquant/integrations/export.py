@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +11,32 @@ from torch import fx
 from fxquant import atomic, manifest
 from fxquant.errors import ConfigError, ExportError
 from fxquant.graph import edit
+from fxquant.integrations.checkpoints.write_compressed import write_compressed
+from fxquant.integrations.checkpoints.write_gptq import write_gptq
 from fxquant.integrations.onnx.export import write_onnx
-from fxquant.integrations.substitutions import Substitution
+from fxquant.integrations.pt2e.executorch import write_executorch
+from fxquant.integrations.pt2e.outwards import write_pt2e
+from fxquant.integrations.substitutions import Substitution, Written
 from fxquant.ledger import read_ledger
 from fxquant.portable import portable
 from fxquant.program import Program
 from fxquant.registry import Registry
 
-# Writes a Q/DQ graph into a folder, under this name and for this target (None: the format's own), and returns what it
-# had to substitute.
-Writer = Callable[[fx.GraphModule, Path, str, str | None], tuple[Substitution, ...]]
+# Writes Q/DQ graphs by name into a folder, for this target (None: the format's own).
+Writer = Callable[[Mapping[str, fx.GraphModule], Path, str | None], dict[str, Written]]
 FORMATS: Registry[Writer] = Registry("format")
-FORMATS.add("onnx", write_onnx)
+
+
+def _a_file_each(write: Callable[[fx.GraphModule, Path, str, str | None], Written]) -> Writer:
+    """Return the writer of a format that has a file for each graph."""
+    return lambda graphs, folder, target: {name: write(gm, folder, name, target) for name, gm in graphs.items()}
+
+
+FORMATS.add("onnx", _a_file_each(write_onnx))
+FORMATS.add("pt2e", _a_file_each(write_pt2e))
+FORMATS.add("executorch", _a_file_each(write_executorch))
+FORMATS.add("gptq", write_gptq)
+FORMATS.add("compressed-tensors", write_compressed)
 REPORT = "export.json"
 _KIND = "fxquant export"
 _ALONE = "model"  # what the file of a graph is called that is no part of a Program
@@ -30,11 +44,16 @@ _ALONE = "model"  # what the file of a graph is called that is no part of a Prog
 
 @dataclass(frozen=True)
 class Exported:
-    """A written folder: its files, and for each graph what was substituted in it."""
+    """A written folder: its files, and for each graph what was substituted in it and what else is to be known."""
 
     folder: Path
     files: tuple[str, ...]
-    substitutions: dict[str, tuple[Substitution, ...]]
+    written: dict[str, Written]
+
+    @property
+    def substitutions(self) -> dict[str, tuple[Substitution, ...]]:
+        """What was substituted in each graph."""
+        return {name: each.substitutions for name, each in self.written.items()}
 
     def summary(self) -> str:
         """Return the files, and a line for each kind of substitution: how often, and what it means."""
@@ -45,6 +64,7 @@ class Exported:
             for kind, count in Counter(each.name for each in found).items():
                 numbers = "same numbers" if texts[kind].exact else "other numbers"
                 lines.append(f"  {count} × {kind} ({numbers}): {texts[kind].text}")
+            lines += [f"  {text}" for text in self.written[name].notes]
         return "\n".join(lines)
 
 
@@ -53,13 +73,14 @@ def export(
 ) -> Exported:
     """Write a converted or lowered graph, or each graph of a Program, as files of another runtime, and return a report.
 
-    The folder gets one file a graph, `model` or the graph's name, and `export.json`, the report. It is new, empty or
-    holds an export, which is replaced as a whole; where something fails, it is left as it was.
+    The folder gets one file a graph, `model` or the graph's name, or one checkpoint of them all, and `export.json`, the
+    report. It is new, empty or holds an export, which is replaced as a whole; where something fails, it is left as it
+    was.
 
     Args:
         graph: what `convert`, `lower`, `quantize` or `load` returns.
         folder: where the files go.
-        format: "onnx".
+        format: "onnx", "pt2e" or "executorch"; or of a checkpoint "gptq" or "compressed-tensors".
         target: the runtime to write for (docs/export.md); by default that of the format.
 
     Raises:
@@ -68,12 +89,12 @@ def export(
     """
     write = FORMATS[format]
     graphs = {_ALONE: graph} if isinstance(graph, fx.GraphModule) else _graphs(graph)
+    check_destination(folder)
     place = Path(folder).resolve()
-    check_destination(place)
     converted = {name: _converted(gm) for name, gm in graphs.items()}
     try:
         with atomic.replacing(place) as partial:
-            found = {name: write(gm, partial, name, target) for name, gm in converted.items()}
+            found = write(converted, partial, target)
             files = tuple(sorted(path.name for path in partial.iterdir()))
             manifest.write_json(partial / REPORT, _report(format, target, converted, found), indent=1)
     except OSError as error:
@@ -81,20 +102,14 @@ def export(
     return Exported(Path(folder), files, found)
 
 
-def check_destination(folder: Path) -> None:
-    """Raise `ExportError` if `folder` holds something else than an export."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ExportError(f"{folder} is a file: export takes a folder that is new, empty or holds an export")
-    inside = sorted(path.name for path in folder.iterdir())
-    if inside and not _is_export(folder / REPORT):
-        raise ExportError(f"{folder} holds {', '.join(inside[:5])} and no export: give a folder that is new or empty")
+def check_destination(folder: str | Path) -> None:
+    """Raise `ExportError` if `folder` holds something else than an export, so that `export` would refuse it."""
+    atomic.occupants(Path(folder).resolve(), "export", "export", _is_export, ExportError)
 
 
-def _is_export(report: Path) -> bool:
+def _is_export(folder: Path) -> bool:
     try:
-        data = json.loads(report.read_bytes())
+        data = json.loads((folder / REPORT).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(data, dict) and data.get("kind") == _KIND
@@ -118,13 +133,15 @@ def _report(
     format: str,
     target: str | None,
     graphs: dict[str, fx.GraphModule],
-    found: dict[str, tuple[Substitution, ...]],
+    found: dict[str, Written],
 ) -> dict[str, object]:
     described = {
         name: {
-            "substitutions": [each.to_dict() for each in found[name]],
+            "substitutions": [each.to_dict() for each in written.substitutions],
+            "notes": list(written.notes),
             "ledger": json.loads(read_ledger(gm).to_json()),
         }
         for name, gm in graphs.items()
+        for written in (found.get(name, Written(())),)
     }
     return {"kind": _KIND, **manifest.versions(), "format": format, "target": target, "graphs": described}

@@ -27,6 +27,14 @@ class Substitution:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What the writer of a format tells of a graph: its substitutions, and lines for the report."""
+
+    substitutions: tuple[Substitution, ...]
+    notes: tuple[str, ...] = ()
+
+
 def note(gm: fx.GraphModule, node: fx.Node, name: str, text: str, *, exact: bool) -> None:
     """Add a substitution of `node` to the facts of the graph."""
     found = Substitution(name, node.name, edit.path_of(node), text, exact)

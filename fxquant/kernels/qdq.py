@@ -41,7 +41,7 @@ def choose_qparams(
 ) -> tuple[Tensor, Tensor]:
     """Return the scale (float32) and zero point (int32) of `x` from its own minimum and maximum.
 
-    Shapes: () per tensor, (channels,) per channel, x.shape[:-1] + (1,) per token.
+    Shapes: () per tensor, (channels,) per channel, x.shape[:-1] + (1,) per token, x.shape[:1] + (1, …) per sample.
     """
     qparams = numerics.choose_qparams(x, dynamic_spec(dtype, granularity, axis, symmetric, range))
     return qparams.scale, qparams.zero_point
@@ -68,6 +68,8 @@ def _fake_choose_qparams(
     shape: tuple[int, ...] = ()
     if spec.granularity == "per-token":
         shape = (*x.shape[:-1], 1)
+    elif spec.granularity == "per-sample":
+        shape = (*x.shape[:1], *[1] * (x.ndim - 1))
     elif spec.axis is not None:
         shape = (x.shape[spec.axis],)
     return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.int32)

@@ -30,8 +30,12 @@ class Kernel:
 KERNEL_SETS: dict[str, Registry[Kernel]] = {}
 # What a set does with the static quantizations that no kernel took over.
 QUANTIZERS: dict[str, Emitter] = {}
+# A set's own max-pooling of integers over two axes, with the arguments of aten's.
+POOLS: dict[str, torch._ops.OpOverload] = {}
 # The kinds of device that a set's kernels run on; one that is not named runs anywhere.
-DEVICES: dict[str, tuple[str, ...]] = {}
+PLACES: dict[str, tuple[str, ...]] = {}
+# How a set lets a lowered graph make its calls; else Python makes them.
+RUNNERS: dict[str, Callable[[fx.GraphModule], None]] = {}
 # Whether a set has kernels here for what passes put in the place of several ops; others have those of the C++ core.
 FUSES: dict[str, Callable[[], bool]] = {}
 
@@ -58,9 +62,9 @@ def kernels(kernel_set: str) -> Registry[Kernel]:
 
 def check_device(kernel_set: str, device: torch.device) -> None:
     """Raise `FxQuantError` where a kernel set has no kernels for a device; says which sets have."""
-    known = DEVICES.get(kernel_set, (device.type,))
+    known = PLACES.get(kernel_set, (device.type,))
     if device.type not in known:
-        others = sorted(name for name in KERNEL_SETS if device.type in DEVICES.get(name, (device.type,)))
+        others = sorted(name for name in KERNEL_SETS if device.type in PLACES.get(name, (device.type,)))
         raise FxQuantError(
             f"the kernels {kernel_set!r} run on {' and '.join(known)}; the graph's tensors are on {device}. Move the "
             f"graph with .to({known[0]!r}), or lower it for a backend with the kernels {' or '.join(others)}"

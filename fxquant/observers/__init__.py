@@ -1,6 +1,6 @@
 """Observers find the range of a tensor from the values that go by; one idea a file."""
 
-from fxquant.observers import histogram_observer, least_squares, minmax, moving_average
+from fxquant.observers import histogram_observer, least_squares, minmax, moving_average, smooth
 from fxquant.observers.base import OBSERVERS, Observation, ObservationError, Observer, create
 from fxquant.observers.options import Option
 
@@ -15,4 +15,5 @@ __all__ = [
     "least_squares",
     "minmax",
     "moving_average",
+    "smooth",
 ]

@@ -16,7 +16,7 @@ from fxquant.errors import CalibrationError, ConfigError
 from fxquant.numerics import qparams_from_range, value_range
 from fxquant.observers.options import Option, read_options
 from fxquant.registry import Registry
-from fxquant.spec import QParams, QuantSpec
+from fxquant.spec import AT_RUN_TIME, QParams, QuantSpec
 
 
 class ObservationError(CalibrationError):
@@ -126,13 +126,16 @@ class Observer(nn.Module):
         """Take in what `other`, an observer of the same spec, has seen; the order of merging has no effect.
 
         Raises:
-            ConfigError: the two differ in class or spec, or keep per-token ranges, which belong to one batch alone.
+            ConfigError: the two differ in class or spec, or keep ranges of tokens or samples, which are of one batch.
             CalibrationError: the two saw tensors with different numbers of channels.
         """
         if type(other) is not type(self) or other.spec != self.spec:
             raise ConfigError(f"observers of one spec can be merged, not {self.spec} and {other.spec}")
-        if self.spec.granularity == "per-token":
-            raise ConfigError("per-token ranges belong to one batch: there is nothing to merge; merge static observers")
+        if self.spec.granularity in AT_RUN_TIME:
+            text = (
+                f"{self.spec.granularity} ranges belong to one batch: there is nothing to merge; merge static observers"
+            )
+            raise ConfigError(text)
         if not other.observed:
             return
         if not self.observed:
@@ -183,7 +186,7 @@ class Observer(nn.Module):
             saved = state_dict.get(prefix + name)
             if not isinstance(saved, Tensor) or own is None:
                 continue
-            if self.spec.granularity in ("per-token", "per-group") or saved.shape[1:] == own.shape[1:]:
+            if self.spec.granularity in (*AT_RUN_TIME, "per-group") or saved.shape[1:] == own.shape[1:]:
                 setattr(self, name, own.new_empty(saved.shape))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

@@ -4,6 +4,7 @@
 - a change of dtype alone: every `to`, `_to_copy` and `type_as` becomes `to.dtype`
 - a transposed matrix: `t`, `numpy_T` of two dimensions become `transpose(0, 1)`
 - a matrix product: `mm`, `bmm` become `matmul`
+- a convolution whose padding is "valid" or "same" has it in numbers
 - an operator of two names, such as `concat` and `cat`, has one
 """
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph import edit
-from fxquant.passes.canonical_facts import dtype_of, has_mutation, sizes, substitute
+from fxquant.passes.canonical_facts import computed, dtype_of, has_mutation, sizes, substitute
 
 aten = torch.ops.aten
 
@@ -80,6 +81,20 @@ def _square(node: fx.Node) -> Respelled:
     return aten.pow.Tensor_Scalar, (node.args[0], 2)
 
 
+def _padded(node: fx.Node) -> Respelled | None:
+    """Spell a convolution's padding: "same" adds d·(k − 1) places to an axis, the odd one behind it."""
+    x, weight, bias, stride, padding, dilation, groups = node.args
+    kernel = (sizes(weight) or ())[2:]
+    if not kernel or not all(isinstance(side, int) for side in kernel):
+        return None
+    added = [step * (side - 1) * (padding == "same") for step, side in zip(dilation, kernel, strict=True)]  # type: ignore[arg-type]
+    if any(places % 2 for places in added):
+        behind = [each for places in reversed(added) for each in (0, places % 2)]
+        x = computed(node, aten.constant_pad_nd.default, (x, behind))
+    default = getattr(aten, f"conv{len(kernel)}d").default
+    return default, (x, weight, bias, stride, [places // 2 for places in added], dilation, groups)
+
+
 def _matmul(node: fx.Node) -> Respelled:
     return aten.matmul.default, (node.args[0], node.args[1])
 
@@ -125,6 +140,9 @@ SPELLERS: dict[Any, Speller] = {
     aten.square.default: _square,
     aten.mm.default: _matmul,
     aten.bmm.default: _matmul,
+    aten.conv1d.padding: _padded,
+    aten.conv2d.padding: _padded,
+    aten.conv3d.padding: _padded,
 }
 CASTS: dict[Any, Speller] = {
     aten.to.dtype: _cast,

@@ -14,6 +14,7 @@ from fxquant.passes.base import Pipeline
 from fxquant.passes.canonical_activation import RecomposeActivations
 from fxquant.passes.canonical_arguments import NormalizeArguments
 from fxquant.passes.canonical_attention import RecomposeAttention
+from fxquant.passes.canonical_batch_norm import FoldBatchNorms
 from fxquant.passes.canonical_bias import FoldBias
 from fxquant.passes.canonical_constants import FoldConstants
 from fxquant.passes.canonical_conv import PointwiseToLinear
@@ -25,6 +26,7 @@ from fxquant.passes.canonical_inplace import Functionalize
 from fxquant.passes.canonical_linear import ProductsToLinear
 from fxquant.passes.canonical_noops import RemoveNoops
 from fxquant.passes.canonical_norm import RecomposeNorms
+from fxquant.passes.canonical_patches import PatchesToLinear
 from fxquant.passes.canonical_spelling import UnifySpelling
 from fxquant.passes.canonical_weights import FoldWeights
 
@@ -52,7 +54,9 @@ CANONICAL = Pipeline(
         FoldConstants(),
         FoldWeights(),
         GroupExperts(),
+        FoldBatchNorms(),
         PointwiseToLinear(),
+        PatchesToLinear(),
         EinsumToProducts(),
         ProductsToLinear(),
         FoldBias(),

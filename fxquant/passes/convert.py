@@ -78,7 +78,7 @@ class _Conversion:
     def _constant(self, source: fx.Node, spec: QuantSpec) -> fx.Node:
         tensor = edit.get_tensor(self.gm, source)
         if (id(tensor), spec) not in self.weights:
-            qparams = _constant_qparams(tensor, spec, str(source.target))
+            qparams = constant_qparams(tensor, spec, str(source.target))
             self.weights[id(tensor), spec] = (tensor, quantize(tensor, qparams, spec), qparams)
         _, integers, qparams = self.weights[id(tensor), spec]
         return self._store(source, integers, qparams, spec)
@@ -121,7 +121,12 @@ def _narrowed(qparams: QParams, spec: QuantSpec) -> QParams:
     return qparams._replace(zero_point=zero_point)
 
 
-def _constant_qparams(tensor: Tensor, spec: QuantSpec, name: str) -> QParams:
+def constant_qparams(tensor: Tensor, spec: QuantSpec, name: str) -> QParams:
+    """Return the QParams of a constant: of its own range, or as the spec's observer finds them.
+
+    Raises:
+        CalibrationError: it holds NaN or infinity; names it.
+    """
     if not torch.isfinite(tensor).all():
         raise CalibrationError(f"{name} holds NaN or Inf: check the checkpoint that it was loaded from")
     if spec.observer == "minmax" or not tensor.any():

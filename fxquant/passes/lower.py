@@ -11,7 +11,7 @@ from fxquant.errors import FxQuantError, first_line
 from fxquant.graph import edit
 from fxquant.graph.edit import mark, marks
 from fxquant.kernels.site import Operand, Requantize, Site
-from fxquant.kernels.table import QUANTIZERS, Emitter, Kernel, kernels
+from fxquant.kernels.table import POOLS, QUANTIZERS, Emitter, Kernel, kernels
 from fxquant.memory import is_out_of_memory
 from fxquant.passes.claims import ClaimedSite, claimed_sites
 from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, DEQUANTIZE_GROUPS, QUANTIZE
@@ -46,6 +46,8 @@ class Lower:
             count += 1
         if self.backend.kernels in QUANTIZERS:
             _lower_quantize(gm, QUANTIZERS[self.backend.kernels])
+        if self.backend.kernels in POOLS:
+            _lower_pools(gm, POOLS[self.backend.kernels])
         edit.mark(gm, kernels=self.backend.kernels)
         edit.sweep(gm)
         return count
@@ -72,6 +74,14 @@ def _lower_quantize(gm: fx.GraphModule, emit: Emitter) -> None:
             if isinstance(new, fx.Node):
                 edit.mark(new, spec=marks(node).get("spec"))
                 edit.replace(node, new)
+
+
+def _lower_pools(gm: fx.GraphModule, pool: torch._ops.OpOverload) -> None:
+    """Let the kernel set's own max-pooling pool integers."""
+    for node in gm.graph.find_nodes(op="call_function", target=torch.ops.aten.max_pool2d.default):
+        known = edit.info(node)
+        if known is not None and not known.dtype.is_floating_point:
+            node.target = pool
 
 
 def _take_place(site: Site, claimed: ClaimedSite, new: fx.Node) -> None:

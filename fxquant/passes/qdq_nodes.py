@@ -9,7 +9,7 @@ import fxquant.kernels.qdq  # registers the ops this module emits
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
 from fxquant.kernels.int4 import pack_int4
-from fxquant.spec import QParams, QuantSpec
+from fxquant.spec import AT_RUN_TIME, QParams, QuantSpec
 
 assert fxquant.kernels.qdq
 QUANTIZE = torch.ops.fxquant.quantize.default
@@ -63,17 +63,31 @@ def insert_dequantize(
 
 def insert_dynamic(source: fx.Node, spec: QuantSpec) -> fx.Node:
     """Insert choose_qparams, quantize and dequantize of `source` behind it; return the dequantize node."""
-    known = edit.info(source)
-    by_token = spec.granularity == "per-token" and known is not None
-    shape = (*known.shape[:-1], 1) if known and by_token else ()
-    dynamic = (*known.dynamic[:-1], False) if known and by_token else ()
-    args = (source, spec.dtype, spec.granularity, spec.axis, spec.symmetric, spec.range)
-    with source.graph.inserting_after(source):
-        both = edit.call(source.graph, CHOOSE_QPARAMS, args, like=source)
-    with source.graph.inserting_after(both):
-        value = TensorInfo(torch.float32, shape, dynamic)
-        scale = edit.call(source.graph, operator.getitem, (both, 0), like=source, value=value)
-    with source.graph.inserting_after(scale):
-        value = TensorInfo(torch.int32, shape, dynamic)
-        zero_point = edit.call(source.graph, operator.getitem, (both, 1), like=source, value=value)
+    scale, zero_point = insert_choice(source, spec, source.next)
     return insert_quantize(source, scale, zero_point, spec, spec.axis, zero_point)
+
+
+def insert_choice(source: fx.Node, spec: QuantSpec, before: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Insert choose_qparams of `source` before a node; return the nodes of the scale and of the zero point."""
+    known = edit.info(source)
+    shape, dynamic = _scales(known, spec.granularity)
+    args = (source, spec.dtype, spec.granularity, spec.axis, spec.symmetric, spec.range)
+    with source.graph.inserting_before(before):
+        both = edit.call(source.graph, CHOOSE_QPARAMS, args, like=source)
+        scale, zero_point = (
+            edit.call(
+                source.graph, operator.getitem, (both, place), like=source, value=TensorInfo(dtype, shape, dynamic)
+            )
+            for place, dtype in enumerate((torch.float32, torch.int32))
+        )
+    return scale, zero_point
+
+
+def _scales(known: TensorInfo | None, granularity: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Return the shape of scales found at run time, and which of its sizes vary."""
+    if known is None or granularity not in AT_RUN_TIME:
+        return (), ()
+    if granularity == "per-token":
+        return (*known.shape[:-1], 1), (*known.dynamic[:-1], False)
+    rest = len(known.shape) - 1
+    return (*known.shape[:1], *[1] * rest), (*known.dynamic[:1], *[False] * rest)

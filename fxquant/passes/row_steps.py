@@ -14,6 +14,8 @@ BYTES = (torch.int8, torch.uint8)
 INDICES = (torch.int64, torch.int32)
 # Bytes between two steps are kept in whole groups of four, as a dot product reads them.
 GROUP = 4
+# Steps whose operands are values: a constant among them is one row for all.
+_ROW_BY_ROW = ("add", "multiply")
 
 Word = fx.Node | str
 
@@ -76,26 +78,28 @@ def serves(few: tuple[int, ...] | None, rows: tuple[int, ...] | None) -> bool:
 
 def write_program(nodes: list[fx.Node], results: Iterable[fx.Node]) -> tuple[list[Any], list[Any], str]:
     """Return inputs, constants and text of the program of some steps in order (`fxquant.kernels.cpu.row_program`)."""
-    names: dict[fx.Node, str] = {}
+    names: dict[tuple[fx.Node, bool], str] = {}
     inputs: list[fx.Node] = []
     constants: list[fx.Node] = []
 
-    def name(word: Word) -> str:
+    def name(kind: str, word: Word) -> str:
         if isinstance(word, str):
             return word
-        if word not in names:
-            place, letter = (constants, "c") if edit.is_constant(word) else (inputs, "x")
-            names[word] = f"{letter}{len(place)}"
+        constant = edit.is_constant(word) and kind not in _ROW_BY_ROW  # of these, one is an input of a single row
+        if (word, constant) not in names:
+            place, letter = (constants, "c") if constant else (inputs, "x")
+            names[word, constant] = f"{letter}{len(place)}"
             place.append(word)
-        return names[word]
+        return names[word, constant]
 
     lines = []
     for index, node in enumerate(nodes):
         step = read_step(node)
         assert step is not None, "a region is made of steps"
-        lines.append(f"v{index} = {' '.join((step.kind, *map(name, step.words)))}")
-        names[node] = f"v{index}"
-    return inputs, constants, "\n".join([*lines, f"return {' '.join(names[node] for node in results)}"])
+        words = (name(step.kind, word) for word in step.words)
+        lines.append(f"v{index} = {' '.join((step.kind, *words))}")
+        names[node, False] = f"v{index}"
+    return inputs, constants, "\n".join([*lines, f"return {' '.join(names[node, False] for node in results)}"])
 
 
 # ── how each op reads ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -161,16 +165,23 @@ def _elementwise(kind: str) -> Callable[[fx.Node], Words | None]:
         first, second = node.args[:2]
         if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)) or node.kwargs.get("alpha", 1) != 1:
             return None
-        if any(map(edit.is_constant, (first, second))):
+        if edit.is_constant(first) or (edit.is_constant(second) and not _is_row(second)):
             return None
         sizes = [(edit.info(value) or edit.TensorInfo(torch.float32, (0,), ())).shape for value in (first, second)]
         if not all(sizes) or sizes[0][-1] != sizes[1][-1]:
             return None
+        if edit.is_constant(second):
+            return kind, first, second
         # The second operand may have fewer rows.
         few, many = sorted((first, second), key=lambda value: len(_own_axes(value)))
         return (kind, first, second) if few is second or not _repeats(first, second) else (kind, many, few)
 
     return read
+
+
+def _is_row(constant: fx.Node) -> bool:
+    known = edit.info(constant)
+    return known is not None and known.dtype is torch.float32 and len(known.shape) == 1
 
 
 def _own_axes(value: fx.Node) -> tuple[int, ...]:

@@ -12,23 +12,21 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.backends import Backend, known_backends, load_backend
-from fxquant.errors import ConfigError, FxQuantError, first_line
+from fxquant.errors import ConfigError, first_line
 from fxquant.evaluation.layers import run_layers
 from fxquant.graph import edit
-from fxquant.graph.place import move
-from fxquant.kernels.devices import CPU, DEVICES, Device
+from fxquant.kernels.devices import CPU, Device
 from fxquant.numerics import sqnr
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pipeline
 from fxquant.passes.claims import computed_ops
 from fxquant.passes.lower import Lower
 from fxquant.passes.lowering import listed_passes
-from fxquant.portable import portable
 from fxquant.program import Program
-from fxquant.stages import lower
 from fxquant.verification.certificate import Certificate, DeviceRow, ProductRow
 from fxquant.verification.inputs import generated_inputs
 from fxquant.verification.products import LARGEST, Product, Sums, products
+from fxquant.verification.whole import converted_graphs, devices_of, lowered_on, on
 
 LINEAR = torch.ops.aten.linear.default
 
@@ -66,17 +64,15 @@ def certify(graph: fx.GraphModule | Program, backends: Iterable[str] | None = No
         FxQuantError: the graph is not converted yet, or does not run.
         ConfigError: one of the `backends` is not known.
     """
-    graphs = list(graph.graphs.values()) if isinstance(graph, Program) else [graph]
+    graphs = converted_graphs(graph).values()
     with torch.no_grad():
-        references = [_reference(portable(gm)) for gm in graphs]
+        references = [_reference(gm) for gm in graphs]
         rows = [row for name in known_backends() if backends is None for row in _rows_or_why(name, references)]
         rows += [row for name in backends or () for row in _rows(load_backend(name), references)]
     return Certificate(tuple(rows), tuple(text for each in references for text in each.left_out))
 
 
 def _reference(gm: fx.GraphModule) -> _Graph:
-    if edit.marks(gm).get("stage") != "converted":
-        raise FxQuantError("a certificate is of a quantized graph: this one is captured only")
     found = list(products(gm))
     inputs = generated_inputs(gm)
     isolated = [each for each in found if isinstance(each, Product)]
@@ -100,8 +96,7 @@ def _rows_or_why(name: str, references: Sequence[_Graph]) -> Iterator[DeviceRow]
 
 
 def _rows(backend: Backend, references: Sequence[_Graph]) -> Iterator[DeviceRow]:
-    known = DEVICES[backend.kernels]() if backend.kernels in DEVICES else [Device("this machine")]
-    for device in known:
+    for device in devices_of(backend):
         if device.missing is not None:
             yield DeviceRow(backend=backend.name, device=device.name, missing=device.missing)
             continue
@@ -132,7 +127,7 @@ def _compared(backend: Backend, device: Device, exact: _Exact) -> ProductRow:
 def _ran(backend: Backend, device: Device, exact: _Exact) -> tuple[str, Tensor | None, Tensor]:
     """Return the kernel, the sums that it gave, and the exact ones; or why there is no kernel, and None."""
     with device.entered():
-        lowered = _on(device, exact.product.graph)
+        lowered = on(device, exact.product.graph)
         listed = listed_passes(backend.passes, backend.source)
         Pipeline((Annotate(backend, None), Lower(backend), *listed)).run(lowered)
         kernel = _kernel(lowered)
@@ -159,24 +154,13 @@ def _outputs(backend: Backend, device: Device, references: Sequence[_Graph]) -> 
     worst = float("inf")
     for each in references:
         try:
-            with device.entered():
-                lowered = lower(_on(device, each.gm), backend)
-                found = run_layers(lowered, set(), tuple(value.to(device.place) for value in each.inputs)).outputs
-                back = [value.to(CPU) if isinstance(value, Tensor) else value for value in found]
+            back = lowered_on(device, each.gm, backend)(each.inputs)
         except Exception as error:  # whatever a foreign kernel raises
             return None, (f"the whole graph does not run: {type(error).__name__}: {first_line(error)}",)
         for left, right in zip(each.outputs, back, strict=True):
             if isinstance(left, Tensor) and isinstance(right, Tensor) and left.is_floating_point():
                 worst = min(worst, sqnr(left, right))
     return worst, ()
-
-
-def _on(device: Device, gm: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy of a graph with its tensors where the device has them."""
-    copied = edit.clone(gm)
-    if device.place != CPU:
-        move([copied], device.place)
-    return copied
 
 
 def _kernel(lowered: fx.GraphModule) -> str | None:

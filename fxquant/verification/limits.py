@@ -24,6 +24,7 @@ GRANULARITIES: dict[str, dict[str, Any]] = {
     "per-tensor": {"granularity": "per-tensor"},
     "per-tensor dynamic": {"granularity": "per-tensor", "dynamic": True},
     "per-token dynamic": {"granularity": "per-token", "dynamic": True},
+    "per-sample dynamic": {"granularity": "per-sample", "dynamic": True},
     "per-channel 0": {"granularity": "per-channel", "axis": 0},
     "per-channel 1": {"granularity": "per-channel", "axis": 1},
     "per-group 16": {"granularity": "per-group", "group_size": 16},

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from backend_files import weights_alone
 
 from fxquant.backends import Backend, load_backend, packaged_backends, read_backend, registered_vocabulary
 from fxquant.errors import ConfigError
@@ -10,17 +11,7 @@ from fxquant.ops import OPS
 from fxquant.spec import QuantSpec
 
 PACKAGED = ["arm", "cuda", "reference", "x86"]
-MINE = """
-name = "mine"
-kernels = "reference"
-[spec.weight]
-symmetric = true
-granularity = "per-channel"
-[[op]]
-use = "linear"
-kernel = "linear_int8"
-weight = "weight"
-"""
+MINE = weights_alone("mine", "linear")
 
 
 @pytest.fixture
@@ -44,14 +35,17 @@ def test_a_packaged_backend_loads_by_name(name):
     backend = load_backend(name)
     assert (backend.name, backend.source) == (name, f"{name}.toml")
     more = {"x86": set(), "arm": {"dynamic-per-tensor"}}.get(name, {"fp8"})
-    assert set(backend.recipes) == {"dynamic", "static", "weight-only", "weight-only-int4"} | more
+    assert set(backend.recipes) == {"dynamic", "static", "static-smoothquant", "weight-only", "weight-only-int4"} | more
     assert read_backend(backend.to_dict(), "stored") == backend
 
 
 @pytest.mark.parametrize("recipe", ["weight-only", "weight-only-int4"])
 def test_weights_alone_are_quantized_alike_by_all_backends(recipe):
     first, *others = (load_backend(name).recipes[recipe] for name in PACKAGED)
-    assert all((other.specs, other.overrides) == (first.specs, first.overrides) for other in others)
+    for other in others:  # cuda has no convolutions to keep in float
+        assert other.overrides == first.overrides
+        assert all(other.specs.get(name, changes) == changes for name, changes in first.specs.items())
+        assert set(other.specs) | {"feature_map", "filter"} == set(first.specs) | {"feature_map", "filter"}
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -76,7 +70,7 @@ def test_kernels_take_what_the_packaged_recipes_ask_for(name, recipe):
 
 
 @pytest.mark.parametrize("name", PACKAGED)
-def test_kernels_refuse_weights_that_are_affine_or_use_minus_128(name):
+def test_kernels_refuse_weights_that_are_affine_and_some_that_use_minus_128(name):
     backend = load_backend(name)
     quantized = [rule for rule in integer_rules(backend) if "weight" in rule.roles]
     assert {rule.use for rule in quantized} >= {"linear", "linear_add", "embedding"}
@@ -84,7 +78,11 @@ def test_kernels_refuse_weights_that_are_affine_or_use_minus_128(name):
         affine = QuantSpec(granularity="per-channel", axis=0)
         full = QuantSpec(granularity="per-channel", axis=0, symmetric=True, range="full")
         assert "weight.symmetric = true" in str(backend.refusal(rule, "weight", affine, (8, 8)))
-        assert "weight.range = restricted" in str(backend.refusal(rule, "weight", full, (8, 8)))
+        refusal = backend.refusal(rule, "weight", full, (8, 8))
+        if name == "cuda" or rule.use == "grouped_linear":
+            assert "weight.range = restricted" in str(refusal)
+        else:
+            assert refusal is None
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -116,7 +114,7 @@ def test_float8_kernels_take_the_recipe_fp8_alone(name):
 
 def test_the_reference_asks_for_integer_biases_and_x86_does_not():
     for rule in integer_rules(load_backend("reference")):
-        assert (rule.roles.get("bias") == "bias") is rule.use.startswith("linear")
+        assert (rule.roles.get("bias") == "bias") is (rule.kernel in ("linear_int8", "conv_int8"))
     assert all("bias" not in rule.roles for rule in load_backend("x86").rules)
 
 
@@ -198,3 +196,16 @@ def test_wrong_files(mine, text, error):
 def test_a_directory_is_no_backend(tmp_path):
     with pytest.raises(ConfigError, match="is a directory"):
         load_backend(tmp_path)
+
+
+def test_what_is_for_openvino_quantizes_queries_and_keys():
+    backend = load_backend("openvino")
+    assert set(backend.recipes) == set(load_backend("x86").recipes)
+    assert {rule.use for rule in backend.rules} == set(OPS)
+    (rule,) = (rule for rule in backend.rules if rule.use == "attention")
+    specs = {name: backend.spec(rule, "key", backend.recipe(name), "", "attention") for name in backend.recipes}
+    static = [name for name, spec in specs.items() if spec is not None]
+    assert static == ["static", "static-smoothquant"]
+    assert {(specs[name].dtype, specs[name].symmetric, specs[name].dynamic) for name in static} == {
+        ("int8", True, False)
+    }

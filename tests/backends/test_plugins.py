@@ -8,21 +8,12 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from backend_files import weights_alone
 
 import fxquant as fxq
 from fxquant.backends import known_backends, load_backend, plugins
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "third_party_backend"
-FILE = """
-name = "{name}"
-kernels = "reference"
-[spec.weight]
-symmetric = true
-[[op]]
-use = "embedding"
-kernel = "embedding_int8"
-weight = "weight"
-"""
 
 
 @pytest.fixture
@@ -35,7 +26,7 @@ def install(tmp_path, monkeypatch):
     def put(name, code, target="backend"):
         installed.append(name)
         (tmp_path / f"{name}_module.py").write_text(textwrap.dedent(code))
-        (tmp_path / f"{name}.toml").write_text(FILE.format(name=name))
+        (tmp_path / f"{name}.toml").write_text(weights_alone(name))
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -101,7 +92,7 @@ def test_a_packaged_name_is_the_packaged_backend(install):
 def test_an_unknown_kernel_set_is_looked_for_in_installed_packages(install, tmp_path):
     install("sound", SOUND + "    raise ImportError('no driver')")
     path = tmp_path / "mine.toml"
-    path.write_text(FILE.format(name="mine").replace('"reference"', '"npu"'))
+    path.write_text(weights_alone("mine").replace('"reference"', '"npu"'))
     with (
         pytest.warns(fxq.FxQuantWarning, match="backend 'sound' .*no driver"),
         pytest.raises(fxq.ConfigError, match=r"mine\.toml: unknown kernel set 'npu'"),

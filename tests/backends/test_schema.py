@@ -317,7 +317,7 @@ def test_resolving_twice_changes_nothing(base, activation, override):
             "statc",
             r"unknown recipe 'statc' for backend mine: did you mean 'static'\? Known: dynamic, static, weight-only, or",
         ),
-        (3, r"recipe = 3: expected a string, got int"),
+        (3, r"recipe = 3: expected a recipe's name, the path of a \.toml file, .* or a Recipe"),
         ({"base": "statc"}, r"recipe 'custom': unknown recipe 'statc' for backend mine: did you mean 'static'\?"),
         (
             {"spec": {"wait": {}}},

@@ -24,9 +24,9 @@ import instructions
 import vectors
 
 from fxquant.kernels.cpu.isa import micro_kernels
+from fxquant.kernels.cpu.toolchain import core_folders, core_sources
 
 HERE = Path(__file__).parent
-KERNELS = HERE.parents[1] / "fxquant" / "kernels"
 PREFIX = os.environ.get("CROSS_PREFIX", "aarch64-linux-gnu-")
 QEMU = os.environ.get("QEMU", "qemu-aarch64")
 ROOT = Path("/usr") / PREFIX.rstrip("-")
@@ -74,10 +74,8 @@ def build(
     folder: Path, flags: list[str], programs: list[str], compiler: str = f"{PREFIX}g++", processor: str = "arm"
 ) -> None:
     """Compile the core and programs of this folder, which end up in `folder`."""
-    folders = [KERNELS / "cpu" / "csrc", KERNELS / processor / "csrc", HERE]
-    found = [path for each in folders[:2] for path in sorted(each.glob("*.cpp"))]
-    core = [path for path in found if not path.name.startswith("binding")]
-    sources = [*core, *(HERE / f"{name}.cpp" for name in programs)]
+    folders = [*core_folders(processor), HERE]
+    sources = [*core_sources(processor), *(HERE / f"{name}.cpp" for name in programs)]
 
     def compiled(source: Path) -> Path:
         made = folder / f"{source.stem}.o"

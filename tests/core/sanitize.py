@@ -13,20 +13,20 @@ import tempfile
 from pathlib import Path
 
 from fxquant.kernels.cpu.isa import micro_kernels
+from fxquant.kernels.cpu.toolchain import core_folders, core_sources
 
 HERE = Path(__file__).parent
-KERNELS = HERE.parents[1] / "fxquant" / "kernels"
-FOLDERS = [KERNELS / "cpu" / "csrc", KERNELS / str(micro_kernels()) / "csrc"]
 FLAGS = ["-std=c++20", "-O2", "-g", "-Wno-psabi", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 
 
 def main() -> int:
     """Return the exit code of the compiler, or of the program."""
-    found = [path for folder in FOLDERS for path in sorted(folder.glob("*.cpp"))]
-    sources = [HERE / "exercise.cpp", *(path for path in found if not path.name.startswith("binding"))]
+    processor = str(micro_kernels())
+    sources = [HERE / "exercise.cpp", *core_sources(processor)]
+    include = [f"-I{each}" for each in core_folders(processor)]
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "exercise"
-        build = [os.environ.get("CXX", "c++"), *FLAGS, "-fno-sanitize-recover=all", *(f"-I{each}" for each in FOLDERS)]
+        build = [os.environ.get("CXX", "c++"), *FLAGS, "-fno-sanitize-recover=all", *include]
         code = subprocess.run([*build, *sources, "-pthread", "-o", program], check=False).returncode
         return code or subprocess.run([program], check=False).returncode
 

@@ -219,7 +219,7 @@ def test_one_batch_is_no_list_of_batches(branches, batches):
 
 
 def test_a_batch_of_another_type_is_named(branches):
-    with pytest.raises(DataError, match="batch 1: is int: expected a dict of keyword arguments"):
+    with pytest.raises(InputError, match="batch 1: is int: expected a dict of keyword arguments"):
         fxq.compare(branches, branches, [*BATCHES[:1], 5])
 
 

@@ -6,10 +6,13 @@ import models
 import pytest
 import torch
 import transformers
+
+import fxquant as fxq
+
+pytest.importorskip("transformers.exporters.quantizers", reason="transformers exports without quantizers before 5.23")
 from transformers.exporters.auto import get_exporter_class
 from transformers.exporters.configs import DynamoConfig, ExecutorchConfig, OnnxConfig, OpenVINOConfig
 
-import fxquant as fxq
 from fxquant.integrations.transformers import FxQuantizer
 
 BATCHES = [models.encoder_inputs(seed=seed) for seed in range(3)]

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import weakref
+from importlib.util import find_spec
 
 import generative
 import pytest
@@ -241,6 +242,10 @@ def test_another_class_does_not_take_the_graph(folder):
         transformers.AutoModel.from_pretrained(folder / "dynamic")
 
 
+@pytest.mark.skipif(
+    not find_spec("transformers.exporters.quantizers"),
+    reason="transformers before 5.23 gives models that are quantized the shapes of the checkpoint",
+)
 def test_float_checkpoint_of_other_shapes_is_refused(folder):
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         Classifier.from_pretrained(folder / "float", quantization_config=FxQuantConfig(), intermediate_size=48)
@@ -268,10 +273,11 @@ TEXT = "fxquant.graph_json"
 NAME = "fxquant.tensors.bert.encoder.layer.0.intermediate.dense.weight_int8"
 
 
-def test_importing_fxquant_is_enough_and_does_not_import_transformers():
+def test_importing_fxquant_is_enough_and_imports_nothing_heavy():
     code = (
-        "import sys, fxquant; assert 'transformers' not in sys.modules; import transformers.quantizers.auto as theirs; "
-        "print(theirs.AUTO_QUANTIZER_MAPPING['fxquant'].__name__)"
+        "import sys, torch; before = set(sys.modules); import fxquant; "
+        "print({'transformers', 'onnx', 'triton', 'sympy'} & (set(sys.modules) - before)); "
+        "import transformers.quantizers.auto as theirs; print(theirs.AUTO_QUANTIZER_MAPPING['fxquant'].__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "FxHfQuantizer\n", done.stderr
+    assert done.stdout == "set()\nFxHfQuantizer\n", done.stderr

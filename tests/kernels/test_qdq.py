@@ -12,6 +12,7 @@ ops = torch.ops.fxquant
 SPECS = [
     QuantSpec(dtype="uint8"),
     QuantSpec(dtype="uint8", granularity="per-token", dynamic=True),
+    QuantSpec(dtype="uint8", granularity="per-sample", dynamic=True),
     QuantSpec(symmetric=True, granularity="per-channel", axis=0),
     QuantSpec(symmetric=True, range="full"),
     QuantSpec(granularity="per-channel", axis=-1),

@@ -110,5 +110,79 @@ def test_products_match(name):
     assert isinstance(found, Match)
 
 
+class Conv(nn.Module):
+    """A convolution whose result has the shape of its input, and what comes after it."""
+
+    def __init__(self, axes=2, after=lambda y, x: y, **options):
+        super().__init__()
+        self.conv = (nn.Conv1d, nn.Conv2d)[axes - 1](4, 4, 3, padding=1, **options)
+        self.after = after
+
+    def forward(self, x):
+        return self.after(self.conv(x), x)
+
+
+IMAGE, SOUND = torch.randn(2, 4, 6, 5), torch.randn(2, 4, 7)
+CONVOLUTIONS = {
+    "conv1d_relu": Conv(1, lambda y, x: y.relu()),
+    "conv1d_gelu": Conv(1, lambda y, x: functional.gelu(y)),
+    "conv2d_relu": Conv(2, lambda y, x: y.relu(), bias=False),
+    "conv2d_gelu": Conv(2, lambda y, x: functional.gelu(y, approximate="tanh"), groups=2),
+    "conv2d_silu": Conv(2, lambda y, x: functional.silu(y), dilation=1),
+    "conv2d_add": Conv(2, lambda y, x: x + y),
+    "conv2d_add_relu": Conv(2, lambda y, x: (y + x).relu()),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_fused_convolutions_match_with_their_roles(name):
+    model = CONVOLUTIONS[name]
+    found = OPS[name].match(last_call(canonical_graph(model, SOUND if "1d" in name else IMAGE)))
+    assert isinstance(found, Match)
+    assert found.values["x"].op == "placeholder"
+    assert found.values["weight"].target == "conv.weight"
+    assert (found.values["bias"] is None) == (model.conv.bias is None)
+    assert found.attrs["groups"] == model.conv.groups
+    assert ("add" in name) == ("residual" in found.values)
+
+
+class ComputedKernel(nn.Module):
+    def forward(self, x, weight):
+        return functional.conv2d(x, weight * 2)
+
+
+CONV_NEAR_MISSES = {
+    "kernel of a computed weight": (
+        "conv2d",
+        ComputedKernel(),
+        (IMAGE, torch.randn(4, 4, 3, 3)),
+        "computed at run time",
+    ),
+    "no axis of the batch": ("conv2d", Conv(), (IMAGE[0],), "without an axis of the batch"),
+    "one axis": ("conv1d", Conv(), (IMAGE,), "expected aten.conv1d"),
+    "relu behind another op": ("conv2d_relu", Conv(2, lambda y, x: y.neg().relu()), (IMAGE,), "found %neg"),
+    "relu of two axes": ("conv1d_relu", Conv(2, lambda y, x: y.relu()), (IMAGE,), "expected aten.conv1d"),
+    "gelu behind another op": ("conv2d_gelu", Conv(2, lambda y, x: functional.gelu(y.neg())), (IMAGE,), "found %neg"),
+    "gelu of two axes": ("conv1d_gelu", Conv(2, lambda y, x: functional.gelu(y)), (IMAGE,), "expected aten.conv1d"),
+    "silu of one axis": ("conv2d_silu", Conv(1, lambda y, x: functional.silu(y)), (SOUND,), "expected aten.conv2d"),
+    "residual that broadcasts": ("conv2d_add", Conv(2, lambda y, x: y + x[None]), (IMAGE,), "broadcasts"),
+    "subtraction": ("conv2d_add", Conv(2, lambda y, x: y - x), (IMAGE,), "expected aten.add.Tensor"),
+    "residual that broadcasts, relu": (
+        "conv2d_add_relu",
+        Conv(2, lambda y, x: (y + x[None]).relu()),
+        (IMAGE,),
+        "broadcasts",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONV_NEAR_MISSES)
+def test_near_miss_of_a_convolution_says_why(case):
+    name, model, inputs, reason = CONV_NEAR_MISSES[case]
+    found = OPS[name].match(last_call(canonical_graph(model, *inputs)))
+    assert isinstance(found, Mismatch)
+    assert reason in found.reason
+
+
 def test_every_op_is_covered_here():
-    assert set(OPS) == set(MATCHES) | set(PRODUCTS) | {"embedding", "grouped_linear"}
+    assert set(OPS) == set(MATCHES) | set(PRODUCTS) | set(CONVOLUTIONS) | {"embedding", "grouped_linear"}

@@ -88,3 +88,18 @@ def test_golden():
 
     gm = before("unify_spelling", function, torch.randn(4, 2, 3))
     check_golden("unify_spelling", story("unify_spelling", gm))
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("kernel", "dilation"), [((3, 5), 1), ((2, 3), 1), ((4, 2), (1, 3))])
+def test_padding_of_convolutions_is_in_numbers(padding, kernel, dilation):
+    weight = torch.randn(4, 3, *kernel)
+    gm = before(
+        "unify_spelling",
+        lambda x, w: torch.nn.functional.conv2d(x, w, padding=padding, dilation=dilation),
+        torch.randn(2, 3, 9, 11),
+        w=weight,
+    )
+    changed, _ = after("unify_spelling", gm)
+    assert [node.args[4] for node in changed.graph.nodes if node.target is aten.conv2d.default]
+    assert_same(gm, changed, torch.randn(1, 3, 12, 10), units=8)

@@ -9,7 +9,6 @@ from golden import check_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves
 
 from fxquant.graph import edit
 from fxquant.graph.capture import capture
@@ -53,12 +52,6 @@ def example(name):
         return ONE_LAYER[name]().eval(), inputs
 
 
-def tensors(outputs):
-    """Return the tensors of a model's output."""
-    values = dict(outputs) if hasattr(outputs, "keys") else outputs
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
-
-
 def count(gm, name):
     return sum(str(node.target).startswith(f"aten.{name}.") for node in gm.graph.nodes)
 
@@ -100,7 +93,7 @@ def test_models(name, captured):
     assert not {op for op in GONE if count(changed, op)}
     assert not any(is_mutating(node) for node in changed.graph.nodes)
     with torch.no_grad():
-        expected, found = tensors(model(**inputs)), tensors(changed(**inputs))
+        expected, found = models.tensors(model(**inputs)), models.tensors(changed(**inputs))
     assert len(expected) == len(found) > 0
     for left, right in zip(expected, found, strict=True):
         tolerance = 0 if exact else 1e-6 * float(left.abs().max())
@@ -115,7 +108,7 @@ def test_other_sizes_than_the_example(name, captured):
     for batch, sequence in ((1, 7), (3, 20), (2, 1)):
         inputs = make(batch, sequence)
         with torch.no_grad():
-            for left, right in zip(tensors(model(**inputs)), tensors(changed(**inputs)), strict=True):
+            for left, right in zip(models.tensors(model(**inputs)), models.tensors(changed(**inputs)), strict=True):
                 torch.testing.assert_close(right, left, rtol=0, atol=1e-6 * float(left.abs().max()))
 
 

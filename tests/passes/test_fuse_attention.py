@@ -8,7 +8,7 @@ import torch
 import transformers
 from captured import captured, converted
 from golden import check_golden
-from graphs import Call
+from graphs import Call, applied, nodes, outputs
 from torch import nn
 from torch.nn import functional
 
@@ -41,25 +41,12 @@ def graphs_of(name):
 
 def fused(graph):
     before = canonicalize(graph)
-    after = edit.clone(before)
-    FuseAttention().apply(after)
-    after.graph.lint()
-    after.recompile()
+    after, _ = applied(before, FuseAttention())
     return before, after
 
 
-def nodes(gm, target):
-    return [node for node in gm.graph.nodes if node.target is target]
-
-
-def call(gm, inputs):
-    with torch.no_grad():
-        found = gm(**inputs) if isinstance(inputs, dict) else gm(*inputs)
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
-
-
 def assert_same(a, b, inputs):
-    for left, right in zip(call(a, inputs), call(b, inputs), strict=True):
+    for left, right in zip(outputs(a, inputs), outputs(b, inputs), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
 
 
@@ -332,7 +319,7 @@ def test_a_loaded_artifact_is_fused_too(tmp_path):
 def test_all_passes_agree_with_none(recipe):
     inputs = captured("bert")[1]
     none, every = (fxq.lower(converted("bert", recipe), backend) for backend in (listing(), "x86"))
-    for a, b in zip(call(none, inputs), call(every, inputs), strict=True):
+    for a, b in zip(outputs(none, inputs), outputs(every, inputs), strict=True):
         assert functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0) >= 0.995
 
 

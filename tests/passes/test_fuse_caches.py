@@ -6,7 +6,7 @@ import pytest
 import torch
 from generative import decoder, prompts
 from golden import check_golden
-from graphs import Call
+from graphs import Call, applied, nodes
 from torch.nn import functional
 
 import fxquant as fxq
@@ -94,15 +94,8 @@ NEAR_MISSES = {
 def fused(function, width, held):
     inputs = (torch.randn(2, 3, width), torch.randn(2, held, 5, 8), torch.randn(2, held, 5, 8))
     before = canonicalize(fxq.capture(Call(function).eval(), inputs, dynamic=False))
-    after = edit.clone(before)
-    FuseCaches().apply(after)
-    after.graph.lint()
-    after.recompile()
+    after, _ = applied(before, FuseCaches())
     return before, after, inputs
-
-
-def nodes(gm, target):
-    return [node for node in gm.graph.nodes if node.target is target]
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -126,12 +119,7 @@ def test_near_miss(name):
 
 def lowered_step(name):
     step = canonicalize(fxq.capture_generation(decoder(name), prompts()).graph("step"))
-    after = edit.clone(step)
-    for each in (FuseRotary(), FuseCaches(), SimplifyMasks()):
-        each.apply(after)
-    after.graph.lint()
-    after.recompile()
-    return step, after
+    return step, applied(step, FuseRotary(), FuseCaches(), SimplifyMasks())[0]
 
 
 # What attention is left with beside the causal order: the dimensions of its mask, and which other arguments it has.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from golden import check_golden
-from graphs import lowered_graph
+from graphs import applied, lowered_graph
 from torch import nn
 from torch.nn import functional
 
@@ -48,10 +48,7 @@ def results(gm, *shape):
 
 def fused(gm):
     """Return the graph behind the pass, which must give the same numbers, and how much it changed."""
-    after = edit.clone(gm)
-    count = FuseGates().apply(after)
-    after.graph.lint()
-    after.recompile()
+    after, count = applied(gm, FuseGates())
     for shape in ((2, 5, WIDTH), (3, 1, WIDTH)):
         torch.testing.assert_close(results(after, *shape), results(gm, *shape), rtol=1e-6, atol=1e-6)
     return after, count

@@ -3,12 +3,11 @@
 import pytest
 import torch
 from golden import check_golden
-from graphs import lowered_graph
+from graphs import applied, lowered_graph
 from torch import nn
 from torch.nn import functional
 
 import fxquant as fxq
-from fxquant.graph import edit
 from fxquant.graph.text import to_text
 from fxquant.passes.fuse_norm_quantize import FUSED, FuseNormQuantize
 
@@ -44,10 +43,7 @@ def kernels(gm):
 
 def fused(gm):
     """Return the graph behind the pass, which must give the same numbers, and how much it changed."""
-    after = edit.clone(gm)
-    count = FuseNormQuantize().apply(after)
-    after.graph.lint()
-    after.recompile()
+    after, count = applied(gm, FuseNormQuantize())
     with torch.no_grad():
         for shape in ((2, 5, WIDTH), (3, 1, WIDTH)):
             torch.testing.assert_close(after(x(*shape, seed=1)), gm(x(*shape, seed=1)), rtol=0, atol=0)

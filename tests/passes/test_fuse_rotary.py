@@ -3,9 +3,8 @@
 import pytest
 import torch
 from golden import check_golden
-from graphs import Call, canonical_graph
+from graphs import Call, applied, canonical_graph
 
-from fxquant.graph import edit
 from fxquant.graph.text import to_text
 from fxquant.kernels.cpu import native
 from fxquant.passes.fuse_rotary import ROTARY, FuseRotary
@@ -63,10 +62,7 @@ NEAR_MISSES = {
 
 def fused(function, x=X):
     before = canonical_graph(Call(function), x, COS, SIN)
-    after = edit.clone(before)
-    FuseRotary().apply(after)
-    after.graph.lint()
-    after.recompile()
+    after, _ = applied(before, FuseRotary())
     return before, after
 
 

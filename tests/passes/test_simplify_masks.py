@@ -9,7 +9,7 @@ import torch
 import transformers
 from captured import captured, converted
 from golden import check_golden
-from graphs import Call
+from graphs import Call, applied, outputs
 from torch import nn
 from torch.nn import functional
 
@@ -104,18 +104,8 @@ def simplified(graph):
     before = canonicalize(graph)
     assert FuseAttention().apply(before)
     before.recompile()
-    after = edit.clone(before)
-    SimplifyMasks().apply(after)
-    after.graph.lint()
-    after.recompile()
+    after, _ = applied(before, SimplifyMasks())
     return before, after
-
-
-def call(gm, inputs):
-    args = inputs if isinstance(inputs, tuple) else ()
-    named = inputs if isinstance(inputs, dict) else {}
-    with torch.no_grad():
-        return [leaf for leaf in torch.utils._pytree.tree_leaves(gm(*args, **named)) if isinstance(leaf, torch.Tensor)]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -151,8 +141,8 @@ def test_models_give_what_they_gave(name, padding):
         if "attention_mask" in batches:
             PADDINGS[padding](batches["attention_mask"])
         with torch.no_grad():
-            expected = call(model, batches)
-        for ours, theirs, others in zip(call(after, batches), call(before, batches), expected, strict=True):
+            expected = outputs(model, batches)
+        for ours, theirs, others in zip(outputs(after, batches), outputs(before, batches), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(ours, others, rtol=1e-4, atol=2e-5)
 
@@ -164,7 +154,7 @@ def test_a_loaded_artifact_is_simplified_too(tmp_path):
     assert set(kept(again)) == {KEY}
     inputs = resized(captured("bert")[1], 3, 17)
     PADDINGS["left"](inputs["attention_mask"])
-    for ours, theirs in zip(call(again, inputs), call(lowered, inputs), strict=True):
+    for ours, theirs in zip(outputs(again, inputs), outputs(lowered, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -220,7 +210,7 @@ def test_form(form):
     keep = torch.tensor([[1, 0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0]])
     x = torch.randn(3, 7, 32, generator=generator)
     for gm in (before, model):
-        torch.testing.assert_close(call(after, (x, keep))[0], call(gm, (x, keep))[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(outputs(after, (x, keep))[0], outputs(gm, (x, keep))[0], rtol=1e-5, atol=1e-5)
 
 
 NEAR_MISSES = {
@@ -261,23 +251,23 @@ def test_near_miss(case):
     assert node.args[3] is not None
     assert not node.args[8]
     assert reason in edit.marks(node)["mask"]
-    torch.testing.assert_close(call(after, (x, keep)), call(before, (x, keep)), rtol=0, atol=0)
+    torch.testing.assert_close(outputs(after, (x, keep)), outputs(before, (x, keep)), rtol=0, atol=0)
 
 
 def test_a_query_of_which_every_key_is_hidden_gets_zeros():
     """For an added mask torch gives the mean of the hidden there; a padded row has no meaning, so nothing reads it."""
     x, keep = torch.randn(2, 5, 32), torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
     _, after = fused(Attention(additive).eval(), (x, keep))
-    assert (call(after, (x, keep))[0][1] == 0).all()
+    assert (outputs(after, (x, keep))[0][1] == 0).all()
 
 
 def test_torch_attention_is_given_what_it_takes():
     def mask_left(form):
         gm = canonicalize(fxq.capture(Attention(FORMS[form][0]).eval(), (x, keep)))
-        expected = call(gm, (x, keep))
+        expected = outputs(gm, (x, keep))
         count = SimplifyMasks().apply(gm)
         gm.recompile()
-        torch.testing.assert_close(call(gm, (x, keep)), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(outputs(gm, (x, keep)), expected, rtol=1e-6, atol=1e-6)
         (node,) = [node for node in gm.graph.nodes if node.target is SDPA]
         return count, node
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from captured import converted
 from golden import check_golden
+from graphs import applied, nodes
 from torch import nn
-from torch.nn import functional
 
 import fxquant as fxq
 from fxquant.graph import edit
@@ -47,16 +47,9 @@ def pair(function, width=8):
     prepared = fxq.prepare(fxq.capture(model, given, dynamic=False), "x86", "static")
     qdq = fxq.convert(fxq.calibrate(prepared, [given], progress=False))
     before = unfused(fxq.lower(qdq))
-    after = edit.clone(before)
-    count = SinkQuantize().apply(after)
-    after.graph.lint()
-    after.recompile()
+    after, count = applied(before, SinkQuantize())
     assert torch.equal(after(*given), before(*given))
     return before, after, count
-
-
-def nodes(gm, target):
-    return [node for node in gm.graph.nodes if node.target is target]
 
 
 def sources(gm):
@@ -71,7 +64,6 @@ MOVES = {
     "slice": (lambda x: x[:, 1:3], 8, 1),
     "unflatten": (lambda x: x.unflatten(-1, (2, 4)), 4, 1),
     "unsqueeze": (lambda x: x[None], 8, 1),
-    "largest of each window": (lambda x: functional.max_pool2d(x, 2), 4, 1),
 }
 
 

@@ -371,8 +371,11 @@ NOT_SERVED = {
         "aten.mean.dim would read padding",
     ),
     "maximum": (Encoder(maximum, layers=1), "aten.amax.default would read padding"),
-    "convolution": (Convolved(), "aten.conv1d.default at conv would read padding"),
-    "convolution of what was masked": (MaskedBefore(), "aten.conv1d.default at conv would read padding"),
+    "convolution": (Convolved(), "fxquant.packed_conv_dynamic_int8.default at conv would read padding"),
+    "convolution of what was masked": (
+        MaskedBefore(),
+        "fxquant.packed_conv_dynamic_int8.default at conv would read padding",
+    ),
     "positions together": (
         Encoder(lambda hidden, mask: hidden[:, 1:], layers=1),
         "aten.slice.Tensor would read padding",

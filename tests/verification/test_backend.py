@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from backend_files import weights_alone
 
 from fxquant.backends import load_backend, packaged_backends
 from fxquant.passes.lowering import listed_passes
@@ -12,15 +13,7 @@ from fxquant.verification.backend import NO_VALIDATOR, check_backend, refused_by
 from fxquant.verification.rules import check_rules
 from fxquant.verification.tables import rules_table
 
-OWN = """
-name = "own"
-kernels = "reference"
-[spec.weight]
-symmetric = true
-[[op]]
-use = "embedding"
-kernel = "embedding_int8"
-weight = "weight"
+OWN = f"""{weights_alone("own")}
 [[op]]
 use = "embedding"
 note = "never read"

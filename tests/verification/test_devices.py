@@ -167,7 +167,7 @@ def test_ops_without_integer_sums_are_listed():
 
 
 def test_only_quantized_graphs_have_one():
-    with pytest.raises(fxq.FxQuantError, match="a certificate is of a quantized graph: this one is captured only"):
+    with pytest.raises(fxq.FxQuantError, match="only a quantized graph can be verified: this one is captured only"):
         certify(fxq.capture(nn.Linear(8, 8), (torch.randn(2, 8),)))
     with pytest.raises(fxq.ConfigError, match="unknown backend 'x68'"):
         certify(fxq.convert(fxq.prepare(fxq.capture(nn.Linear(8, 8), (torch.randn(2, 8),)), "x86", "dynamic")), ["x68"])

@@ -18,18 +18,18 @@ from fxquant.errors import CaptureError, ConfigError
 from fxquant.graph import edit
 from fxquant.integrations.hf.config import FxQuantConfig
 from fxquant.integrations.hf.skips import skipped_modules, unmatched_unsaid
-from fxquant.integrations.hf.spelled import Style, spelled
+from fxquant.integrations.pt2e.outwards import PROFILES, Profile
+from fxquant.integrations.pt2e.spelled import Style, spelled
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger, read_ledger
 from fxquant.quantize import check_coverage, needs_calibration
 from fxquant.recipe import Recipe
 from fxquant.stages import convert, prepare
 
-# OpenVINO makes a FakeQuantize of a pair. XNNPACK takes an op whose operands and result have fixed scales; for
-# others ExecuTorch would call a kernel that its runtime does not bring.
-_STYLES = {
-    ExportFormat.OPENVINO: Style(float_weights=True),
-    ExportFormat.EXECUTORCH: Style(lone_weights=False),
+# OpenVINO makes a FakeQuantize of a pair.
+_PROFILES = {
+    ExportFormat.OPENVINO: Profile(Style(float_weights=True)),
+    ExportFormat.EXECUTORCH: PROFILES["xnnpack"],
 }
 
 
@@ -86,7 +86,8 @@ class FxQuantizer(ExportQuantizer):
             prepared = calibrate(prepared, batches, progress=False)
         converted = convert(prepared)
         self.ledger = read_ledger(converted)
-        return _Quantized(spelled(converted, _STYLES.get(export_format, Style())), structure)
+        profile = _PROFILES.get(export_format, Profile(Style()))
+        return _Quantized(spelled(profile.adapted(converted), profile.style), structure)
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,22 @@ import torch
 from torch import fx
 
 from fxquant.graph import edit
+from fxquant.integrations.substitutions import note
 
 aten = torch.ops.aten
 _LOWEST = torch.finfo(torch.float32).min
+_UNSEEN = "queries from which a mask hides every key, as padding may be, give the mean of all values instead of zeros"
 
 
 @dataclass(frozen=True)
 class SpellOutAttention:
-    """softmax(q·kᵀ·scale + mask)·v as two products, with zeros where a query sees no key. Same numbers.
+    """softmax(q·kᵀ·scale + mask)·v as two products. Same numbers, but for queries that see no key.
 
-    A boolean mask becomes one to be added, once for all layers.
+    These give zeros where `unseen` is "zeros", by one more product, and the mean of all values where it is "mean", as
+    in models that add their masks; they are padding, as a rule. A boolean mask becomes one to be added, for all layers.
     """
 
+    unseen: str = "zeros"
     name: ClassVar[str] = "spell_out_attention"
     after: ClassVar[tuple[str, ...]] = ()
 
@@ -29,11 +33,11 @@ class SpellOutAttention:
         nodes = [node for node in gm.graph.nodes if node.target is aten.scaled_dot_product_attention.default]
         for node in nodes:
             with gm.graph.inserting_before(node):
-                _rewrite(gm, node, masks)
+                _rewrite(gm, node, masks, self.unseen)
         return len(nodes)
 
 
-def _rewrite(gm: fx.GraphModule, node: fx.Node, masks: dict[fx.Node, tuple[fx.Node, fx.Node]]) -> None:
+def _rewrite(gm: fx.GraphModule, node: fx.Node, masks: dict[fx.Node, tuple[fx.Node, fx.Node]], unseen: str) -> None:
     query, key, value, mask, _, causal = node.args
     assert isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)
     known = edit.info(query)
@@ -52,7 +56,9 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node, masks: dict[fx.Node, tuple[fx.No
         scores, alive = _masked(gm, call, scores, mask, masks)
     weights = call(aten.softmax.int, scores, -1, None)
     result = call(aten.matmul.default, weights, value)
-    if alive is not None:
+    if alive is not None and unseen == "mean":
+        note(gm, node, "unseen queries", _UNSEEN, exact=False)
+    elif alive is not None:
         result = call(aten.mul.Tensor, result, alive)
     edit.mark(result, value=edit.info(node).to_dict() if edit.info(node) else None)  # type: ignore[union-attr]
     edit.replace(node, result)

@@ -9,17 +9,17 @@ from torch import fx
 
 from fxquant.errors import ExportError
 from fxquant.graph.modes import quiet_torch
+from fxquant.integrations.flat import Flat, flattened
 from fxquant.integrations.onnx.expressible import check_expressible, refused
-from fxquant.integrations.onnx.flat import Flat, flattened
 from fxquant.integrations.onnx.profiles import PROFILES, Profile
 from fxquant.integrations.packages import need
-from fxquant.integrations.substitutions import Substitution, substitutions
+from fxquant.integrations.substitutions import Written, substitutions
 
 DEFAULT = "onnxruntime"
 PACKAGES = ("onnx", "onnxscript")
 
 
-def write_onnx(gm: fx.GraphModule, folder: Path, name: str, target: str | None) -> tuple[Substitution, ...]:
+def write_onnx(gm: fx.GraphModule, folder: Path, name: str, target: str | None) -> Written:
     """Write a converted graph as `name`.onnx for a target of `PROFILES`, and return what was substituted.
 
     A model beyond what a protobuf file may hold keeps its tensors in `name`.onnx.data.
@@ -40,7 +40,7 @@ def write_onnx(gm: fx.GraphModule, folder: Path, name: str, target: str | None) 
     from fxquant.integrations.onnx.model_file import finish  # noqa: PLC0415  # needs onnx_ir
 
     finish(program, dialect, folder / f"{name}.onnx", chosen, profile.form)
-    return substitutions(dialect)
+    return Written(substitutions(dialect))
 
 
 def _export(flat: Flat, profile: Profile, target: str) -> Any:

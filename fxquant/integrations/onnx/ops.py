@@ -4,12 +4,15 @@ dequantize_blocks   DequantizeLinear with a scale for each block of values along
 dynamic_quantize    DynamicQuantizeLinear
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fxquant.kernels.library import define
 from fxquant.numerics import choose_qparams, dequantize, quantize
 from fxquant.spec import QParams, QuantSpec
+from fxquant.verification.rounding import STOCHASTIC, shifted
 
 SPEC = QuantSpec(dtype="uint8", granularity="per-tensor", dynamic=True)  # of DynamicQuantizeLinear
 
@@ -49,3 +52,13 @@ def _fake_dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 define("dynamic_quantize(Tensor x) -> (Tensor, Tensor, Tensor)", dynamic_quantize, _fake_dynamic_quantize)
 DYNAMIC_QUANTIZE = torch.ops.fxquant.dynamic_quantize.default
+
+
+def _by_chance(args: tuple[Any, ...], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    (x,) = args
+    qparams = choose_qparams(x, SPEC)
+    q = quantize(shifted(x, qparams.scale, generator), qparams, SPEC)
+    return q, qparams.scale, qparams.zero_point.to(torch.uint8)
+
+
+STOCHASTIC[DYNAMIC_QUANTIZE] = _by_chance

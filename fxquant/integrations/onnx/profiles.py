@@ -12,6 +12,7 @@ from fxquant.integrations.onnx.dynamic import PerTensorDynamic
 from fxquant.integrations.onnx.embeddings import IntegerLookups
 from fxquant.integrations.onnx.merge import MergeProducts
 from fxquant.integrations.onnx.ops import DEQUANTIZE_BLOCKS, DYNAMIC_QUANTIZE
+from fxquant.integrations.onnx.pairs import DequantizeAtOnce, QuantizeBehindHeads
 from fxquant.integrations.onnx.tensorrt import check_tensorrt
 from fxquant.integrations.onnx.weights import LinearsToProducts
 from fxquant.integrations.onnx.zero_points import TypedZeroPoints
@@ -49,7 +50,8 @@ _APART: tuple[Pass, ...] = (PerTensorDynamic(), TypedZeroPoints(), LinearsToProd
 _MERGED = (*_APART[:2], MergeProducts(), *_APART[2:])
 PROFILES: Registry[Profile] = Registry("target")
 PROFILES.add("onnxruntime", Profile(opset=21, passes=(*_MERGED, SpellOutAttention())))
-PROFILES.add("openvino", Profile(opset=21, passes=(*_APART, SpellOutAttention())))
+_PAIRED: tuple[Pass, ...] = (*_APART, QuantizeBehindHeads(), DequantizeAtOnce(), SpellOutAttention(unseen="mean"))
+PROFILES.add("openvino", Profile(opset=21, passes=_PAIRED))
 PROFILES.add("tensorrt", Profile(opset=21, passes=(*_APART, SpellOutAttention()), check=check_tensorrt))
 PROFILES.add(
     "tensorrt-implicit",

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
 from fxquant.integrations.onnx.ops import DEQUANTIZE_BLOCKS
-from fxquant.kernels.int4 import unpack_int4
-from fxquant.passes.qdq_nodes import DEQUANTIZE, DEQUANTIZE_GROUPS, UNPACK_INT4
+from fxquant.kernels.emit import read_integers, stored
+from fxquant.passes.qdq_nodes import DEQUANTIZE, DEQUANTIZE_GROUPS
 from fxquant.spec import QuantSpec
 
 aten = torch.ops.aten
@@ -76,28 +76,19 @@ def _transposed(gm: fx.GraphModule, weight: fx.Node) -> fx.Node:
     """Return a dequantize of the transposed weight, where `weight` stands."""
     source, scale, zero_point, scheme = weight.args
     assert isinstance(source, fx.Node) and isinstance(scale, fx.Node) and isinstance(zero_point, fx.Node)
-    q, name = _integers(gm, source)
-    stored = edit.add_constant(gm, f"{name}_transposed", q.t().contiguous(), weight)
+    q, name = read_integers(gm, source), stored(source).target
+    constant = edit.add_constant(gm, f"{name}_transposed", q.t().contiguous(), weight)
     value = TensorInfo(torch.float32, tuple(q.t().shape), (False, False))
-    args: tuple[Any, ...] = (stored, scale, zero_point, 1 if scheme == 0 else None)
+    args: tuple[Any, ...] = (constant, scale, zero_point, 1 if scheme == 0 else None)
     target = DEQUANTIZE
     if weight.target is DEQUANTIZE_GROUPS:
         blocks = [_blocks(gm, each, weight) for each in (scale, zero_point)]
         dtype = QuantSpec.from_dict(edit.marks(weight)["spec"]).dtype
-        target, args = DEQUANTIZE_BLOCKS, (stored, *blocks, 0, scheme, dtype)
+        target, args = DEQUANTIZE_BLOCKS, (constant, *blocks, 0, scheme, dtype)
     with gm.graph.inserting_before(weight):
         new = edit.call(gm.graph, target, args, like=weight, value=value)
     edit.mark(new, spec=edit.marks(weight).get("spec"))
     return new
-
-
-def _integers(gm: fx.GraphModule, source: fx.Node) -> tuple[Tensor, str]:
-    """Return the integers of a constant, one to an element, and its name."""
-    if source.target is UNPACK_INT4:
-        packed, size, signed = source.args
-        assert isinstance(packed, fx.Node)
-        return unpack_int4(edit.get_tensor(gm, packed), size, signed), str(packed.target)  # type: ignore[arg-type]
-    return edit.get_tensor(gm, source), str(source.target)
 
 
 def _blocks(gm: fx.GraphModule, node: fx.Node, before: fx.Node) -> fx.Node:

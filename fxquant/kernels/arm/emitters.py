@@ -6,9 +6,9 @@ from torch import fx
 from fxquant.graph import edit
 from fxquant.kernels.arm import devices, qnnpack
 from fxquant.kernels.cpu.emitters import CpuKernels
-from fxquant.kernels.emit import activation_of, embedding_emitter, linear_emitter, refusal
+from fxquant.kernels.emit import BYTES, activation_of, embedding_emitter, integers_of, linear_emitter, refusal
 from fxquant.kernels.reference import embedding, linear
-from fxquant.kernels.site import Operand, Site
+from fxquant.kernels.site import Site
 
 __all__ = ["devices", "embedding", "linear", "qnnpack"]  # importing them defines the ops and registers the devices
 
@@ -26,9 +26,9 @@ def emit_linear(site: Site) -> fx.Node | str:
 
 def _static(site: Site) -> fx.Node | None:
     """Emit integer activations in, integer results out; None where the engine does not do that."""
-    x, out, weight = site.read("x"), site.requantize, _weight(site)
+    x, out, weight = site.read("x"), site.requantize, integers_of(site.read("weight"))
     by_tensor = x.spec is not None and x.spec.granularity == "per-tensor" and x.source is None
-    if not by_tensor or out is None or out.dtype not in (torch.int8, torch.uint8):
+    if not by_tensor or out is None or out.dtype not in BYTES:
         return None
     activation, bias = activation_of(site), site.operands.get("bias")
     if activation not in ("none", "relu") or site.float_value("residual") is not None:
@@ -51,13 +51,7 @@ def _dynamic(site: Site) -> fx.Node | None:
     if (x.spec.dtype, x.spec.granularity, x.spec.symmetric) != ("uint8", "per-tensor", False):
         return None
     tail = (site.float_value("bias"), site.float_value("residual"), activation_of(site))
-    return site.emit(ops.qnnpack_linear_dynamic_int8.default, x.source, *_weight(site), *tail)
-
-
-def _weight(site: Site) -> tuple[fx.Node, fx.Node]:
-    weight: Operand = site.read("weight")
-    assert weight.quantized is not None and weight.scale is not None, "a claimed weight is quantized"
-    return weight.quantized, weight.scale
+    return site.emit(ops.qnnpack_linear_dynamic_int8.default, x.source, *integers_of(site.read("weight")), *tail)
 
 
 CpuKernels("arm", emit_linear, embedding_emitter(ops.embedding_int8.default)).register()

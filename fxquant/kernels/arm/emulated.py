@@ -3,7 +3,6 @@
 Needs a cross compiler and qemu (Debian: g++-aarch64-linux-gnu, qemu-user). The program is built once and cached.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,12 +15,12 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional
 
-from fxquant.kernels.cpu.native import KERNELS, cache_folder
+from fxquant.kernels.cpu.native import cache_folder
 from fxquant.kernels.cpu.packed import DEPTH, column_sums, pack
+from fxquant.kernels.cpu.toolchain import KERNELS, core_files, core_folders, core_sources, fingerprint
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 _FLAGS = ("-std=c++20", "-O1", "-static", "-pthread")
-_FOLDERS = (KERNELS / "cpu" / "csrc", KERNELS / "arm" / "csrc")
 
 
 def missing_tool() -> str | None:
@@ -48,19 +47,15 @@ def multiply(isa: str, q: Tensor, weight: Tensor) -> Tensor:
 @cache
 def _program() -> Path:
     """Return the program, building it first where the cache has none."""
-    core = [path for folder in _FOLDERS for path in sorted(folder.iterdir()) if not path.name.startswith("binding")]
-    sources = [path for path in (KERNELS / "arm" / "multiply.cpp", *core) if path.suffix == ".cpp"]
-    digest = hashlib.sha256(repr(_FLAGS).encode())
-    for path in (*core, sources[0]):
-        digest.update(path.name.encode() + path.read_bytes())
-    program = cache_folder() / f"multiply_aarch64_{digest.hexdigest()[:16]}"
+    main = KERNELS / "arm" / "multiply.cpp"
+    program = cache_folder() / f"multiply_aarch64_{fingerprint([main, *core_files('arm')], _FLAGS)}"
     program.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{program}.lock"):
         if not program.exists():
             with tempfile.TemporaryDirectory(dir=program.parent) as folder:
                 made = Path(folder) / program.name
-                include = [f"-I{each}" for each in _FOLDERS]
-                _run([COMPILER, *_FLAGS, *include, *map(str, sources), "-o", str(made)], b"")
+                include = [f"-I{each}" for each in core_folders("arm")]
+                _run([COMPILER, *_FLAGS, *include, str(main), *map(str, core_sources("arm")), "-o", str(made)], b"")
                 os.replace(made, program)  # noqa: PTH105  Path.replace is not atomic on all systems
     return program
 

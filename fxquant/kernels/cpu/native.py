@@ -4,13 +4,11 @@ Where they cannot be had (another processor, no compiler, a failed build) a warn
 torch's integer GEMMs instead; the ledger names the kernels it took.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
 import warnings
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -18,15 +16,25 @@ from filelock import FileLock
 from rich.console import Console
 
 from fxquant.errors import ConfigError, FxQuantWarning
-from fxquant.kernels.cpu import cached_attention, cross_attention, packed, rotary, row_program, unpad, weight_only
+from fxquant.kernels.cpu import (
+    cached_attention,
+    cross_attention,
+    packed,
+    packed_conv,
+    rotary,
+    row_program,
+    unpad,
+    weight_only,
+)
 from fxquant.kernels.cpu.isa import PROCESSORS, VARIABLE, forced_isa, micro_kernels, torch_stands_in
-from fxquant.kernels.cpu.toolchain import flags
+from fxquant.kernels.cpu.toolchain import core_files, core_folders, fingerprint, flags
 
 __all__ = [
     "available",
     "cached_attention",
     "cross_attention",
     "packed",
+    "packed_conv",
     "rotary",
     "row_program",
     "unpad",
@@ -34,7 +42,6 @@ __all__ = [
     "weight_only",
 ]
 
-KERNELS = Path(str(files("fxquant.kernels")))
 CACHE = "FXQUANT_CACHE"
 
 
@@ -99,28 +106,17 @@ def _built_here(library: Path) -> bool:
     with FileLock(f"{library}.lock"):
         if library.exists():
             return False
-        _build([str(source) for source in _sources() if source.suffix == ".cpp"], library)
+        _build(str(micro_kernels()), library)
         return True
-
-
-def _folders() -> list[Path]:
-    """Return where the core lies, and the micro-kernels of this processor."""
-    return [KERNELS / "cpu" / "csrc", KERNELS / str(micro_kernels()) / "csrc"]
-
-
-def _sources() -> list[Path]:
-    return [source for folder in _folders() for source in sorted(folder.iterdir())]
 
 
 def _library() -> Path:
     """Return where the library for these sources, this torch and these flags is kept."""
-    digest = hashlib.sha256(repr((torch.__version__, torch.compiled_with_cxx11_abi(), flags())).encode())
-    for source in _sources():
-        digest.update(source.name.encode() + source.read_bytes())
-    return cache_folder() / f"fxquant_{digest.hexdigest()[:16]}.so"
+    abi = (torch.__version__, torch.compiled_with_cxx11_abi())
+    return cache_folder() / f"fxquant_{fingerprint(core_files(str(micro_kernels())), *abi, flags())}.so"
 
 
-def _build(sources: list[str], library: Path) -> None:
+def _build(processor: str, library: Path) -> None:
     """Compile into a folder of this process's own, then rename: two processes cannot meet half a file."""
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
@@ -136,10 +132,10 @@ def _build(sources: list[str], library: Path) -> None:
         warnings.simplefilter("ignore")
         load(
             "fxquant_kernels",
-            sources,
+            [str(path) for path in core_files(processor) if path.suffix == ".cpp"],
             extra_cflags=flags().compile,
             extra_ldflags=flags().link,
-            extra_include_paths=[str(folder) for folder in _folders()],
+            extra_include_paths=[str(folder) for folder in core_folders(processor)],
             build_directory=folder,
             is_python_module=False,
         )

@@ -1,12 +1,15 @@
-"""How the C++ kernels are compiled on a system: its flags, and where OpenMP is."""
+"""What the C++ kernels are compiled of, and how on a system: its flags, and where OpenMP is."""
 
+import hashlib
 import platform
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+KERNELS = Path(str(files("fxquant.kernels")))
 _COMMON = ("-O3", "-std=c++20")
 _TORCH = Path(torch.__file__).parent
 
@@ -16,6 +19,29 @@ class Flags(NamedTuple):
 
     compile: list[str]
     link: list[str]
+
+
+def core_folders(processor: str) -> list[Path]:
+    """Return where the core of all CPUs lies, and the micro-kernels of a processor ("x86", "arm")."""
+    return [KERNELS / "cpu" / "csrc", KERNELS / processor / "csrc"]
+
+
+def core_files(processor: str) -> list[Path]:
+    """Return the sources and headers for a processor, those of the bindings to torch among them."""
+    return [path for folder in core_folders(processor) for path in sorted(folder.iterdir())]
+
+
+def core_sources(processor: str) -> list[Path]:
+    """Return the sources that need no torch: all but the bindings."""
+    return [path for path in core_files(processor) if path.suffix == ".cpp" and not path.name.startswith("binding")]
+
+
+def fingerprint(files: Iterable[Path], *settings: object) -> str:
+    """Return 16 digits that change with the names and contents of `files`, and with what else decides a build."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for path in files:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def flags(system: str | None = None, headers: Iterable[Path] | None = None) -> Flags:

@@ -22,6 +22,7 @@ from fxquant.kernels.reference.epilogue import finish
 from fxquant.numerics import as_groups, dequantize
 from fxquant.spec import QParams, QuantSpec
 
+LAYOUT = "columns"
 COLUMNS = 64
 
 
@@ -54,7 +55,7 @@ def layout_arguments(spec: QuantSpec, shape: tuple[int, ...]) -> tuple[int, ...]
     return shape[1], group_size(spec, shape[1]), _middle(spec)
 
 
-@LAYOUTS.register("columns")
+@LAYOUTS.register(LAYOUT)
 def _plain(packed: Tensor, like: Tensor, depth: int, group: int, middle: int) -> Tensor:
     """Return the weight that `pack` took, as Q/DQ graphs store it: two values a byte where they have 4 bits."""
     codes = unpack(packed, len(like), depth, group)

@@ -12,11 +12,13 @@ from fxquant.kernels.cuda.emit_weight_only import emit_weight_only
 from fxquant.kernels.cuda.triton_support import float8_refusal
 from fxquant.kernels.cuda.triton_support import refusal as device_refusal
 from fxquant.kernels.emit import (
+    BYTES,
     LINEARS,
     UNQUANTIZED,
     activation_of,
     bias_of,
     embedding_emitter,
+    emit_static_quantize,
     fp8_refusal,
     grouped_emitter,
     integers_of,
@@ -27,7 +29,7 @@ from fxquant.kernels.emit import (
 from fxquant.kernels.layout import Source, record
 from fxquant.kernels.reference import embedding, grouped, linear, weight_only
 from fxquant.kernels.site import Operand, Site
-from fxquant.kernels.table import DEVICES, FUSES, QUANTIZERS, emitter
+from fxquant.kernels.table import FUSES, PLACES, QUANTIZERS, emitter
 
 __all__ = [
     "attention",
@@ -43,7 +45,6 @@ __all__ = [
 ]  # importing them defines the ops and registers the devices
 
 ops = torch.ops.fxquant
-BYTES = (torch.int8, torch.uint8)
 
 _reference_linear = linear_emitter(ops.linear_int8.default, ops.linear_weight_int8.default)
 
@@ -94,18 +95,9 @@ emitter("cuda", "embedding_int8", serves=("embedding",), needs=("weight",))(
 )
 
 
-def emit_quantize(site: Site) -> fx.Node | str:
-    """Emit a static per-tensor quantize that no kernel took over."""
-    out = site.requantize
-    if out is None or out.dtype not in BYTES:
-        return "torch's own ops quantize"
-    source = site.read("x").value
-    return site.emit(ops.quantize_static.default, source, out.scale, out.zero_point, out.qmin, out.qmax, out.dtype)
-
-
-QUANTIZERS["cuda"] = emit_quantize
+QUANTIZERS["cuda"] = emit_static_quantize
 FUSES["cuda"] = lambda: True
-DEVICES["cuda"] = ("cuda", "cpu")  # on a CPU as references
+PLACES["cuda"] = ("cuda", "cpu")  # on a CPU as references
 
 
 def _by_row(x: Operand) -> bool:

@@ -1,6 +1,7 @@
 """`fxquant::fp8_gemm`: linears of float8 activations and weights, computed in the way that is fastest on the GPU."""
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from fxquant.kernels.cuda.choice import Question, run_fastest
@@ -11,22 +12,15 @@ from fxquant.kernels.reference.epilogue import ACTIVATIONS
 from fxquant.kernels.reference.fp8 import SCHEMA, fake_linear_fp8, linear_fp8
 
 
-def _triton(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    dtype: torch.dtype,
-) -> Tensor:
+def _triton(*arguments: Any) -> Tensor:
+    product = Product(*arguments)
+    x, activation = product.x, product.activation
     ACTIVATIONS[activation]  # raises for an unknown one
-    product = Product(x, x_scale, weight, weight_scale, bias, residual, activation, dtype)
     if not serves(product) or float8_refusal(x.device) is not None:
-        return linear_fp8(x, x_scale, weight, weight_scale, bias, residual, activation, dtype)
+        return linear_fp8(*arguments)
     m, n, k = product.sizes
-    question = Question("fp8_gemm", (row_class(m), n, k, str(dtype), activation, str(residual is not None)))
+    kinds = (str(product.dtype), activation, str(product.residual is not None))
+    question = Question("fp8_gemm", (row_class(m), n, k, *kinds))
     found: Tensor = run_fastest(question, x, candidates(product))
     return found
 

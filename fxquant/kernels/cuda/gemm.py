@@ -4,6 +4,7 @@ A weight is int8 (N, K), rows filled up with zeros to a multiple of 16 where K i
 bytes at a time. Σ_k w of each row, which the activations' zero point is multiplied with, is computed once, on lowering.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,58 +110,25 @@ def int8_gated_gemm(
 # ── on the device ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _triton_gemm(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor | None,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_sum: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    out_scale: Tensor | None,
-    out_zero_point: Tensor | None,
-    out_qmin: int,
-    out_qmax: int,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    operands = Operands(x, x_scale, x_zero_point, weight, weight_scale, weight_sum, bias, residual)
-    epilogue = Epilogue(activation, out_scale, out_zero_point, out_qmin, out_qmax, out_dtype)
+def _triton_gemm(*arguments: Any) -> Tensor:
+    operands, epilogue = Operands(*arguments[:8]), Epilogue(*arguments[8:])
     if not serves(operands, epilogue):
-        tail = (activation, out_scale, out_zero_point, out_qmin, out_qmax, out_dtype)
-        return int8_gemm(x, x_scale, x_zero_point, weight, weight_scale, weight_sum, bias, residual, *tail)
-    sizes = (row_class(x.numel() // x.shape[-1]), weight.shape[0], x.shape[-1])
-    kinds = (str(x.dtype), str(out_dtype), activation, x_zero_point is not None, residual is not None)
+        return int8_gemm(*arguments)
+    x = operands.x
+    sizes = (row_class(x.numel() // x.shape[-1]), operands.weight.shape[0], x.shape[-1])
+    given = (operands.x_zero_point is not None, operands.residual is not None)
+    kinds = (str(x.dtype), str(epilogue.dtype), epilogue.activation, *map(str, given))
     ways = {
         "triton": lambda: launch_gemm(operands, epilogue),
         "int_mm": lambda: gemm_by_int_mm(operands, epilogue),
     }
-    found: Tensor = run_fastest(Question("int8_gemm", (*sizes, *map(str, kinds))), x, ways)
+    found: Tensor = run_fastest(Question("int8_gemm", (*sizes, *kinds)), x, ways)
     return found
 
 
-def _triton_gated(
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero_point: Tensor | None,
-    weight: Tensor,
-    weight_scale: Tensor,
-    weight_sum: Tensor | None,
-    bias: Tensor | None,
-    activation: str,
-    out_scale: Tensor | None,
-    out_zero_point: Tensor | None,
-    out_qmin: int,
-    out_qmax: int,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    operands = Operands(x, x_scale, x_zero_point, weight, weight_scale, weight_sum, bias, None)
-    epilogue = Epilogue(activation, out_scale, out_zero_point, out_qmin, out_qmax, out_dtype, gated=True)
-    if not serves(operands, epilogue):
-        tail = (activation, out_scale, out_zero_point, out_qmin, out_qmax, out_dtype)
-        return int8_gated_gemm(x, x_scale, x_zero_point, weight, weight_scale, weight_sum, bias, *tail)
-    return launch_gemm(operands, epilogue)
+def _triton_gated(*arguments: Any) -> Tensor:
+    operands, epilogue = Operands(*arguments[:7]), replace(Epilogue(*arguments[7:]), gated=True)
+    return launch_gemm(operands, epilogue) if serves(operands, epilogue) else int8_gated_gemm(*arguments)
 
 
 def _fake_gemm(x: Tensor, x_scale: Tensor, x_zero_point: Tensor | None, weight: Tensor, *rest: Any) -> Tensor:

@@ -41,7 +41,7 @@ class Operands:
     weight_scale: Tensor
     weight_sum: Tensor | None
     bias: Tensor | None
-    residual: Tensor | None
+    residual: Tensor | None = None
 
 
 @dataclass(frozen=True)

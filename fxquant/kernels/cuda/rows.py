@@ -93,38 +93,18 @@ def _triton_rows(x: Tensor, dtype: str, symmetric: bool, range: str) -> tuple[Te
     return q, scale, zero_point
 
 
-def _triton_norm_rows(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    norm: str,
-    eps: float,
-    dtype: str,
-    symmetric: bool,
-    range: str,
-    keep: bool,
-) -> list[Tensor]:
+def _triton_norm_rows(*arguments: Any) -> list[Tensor]:
+    x, weight, bias, norm, eps, dtype, symmetric, range, keep = arguments
     spec = row_spec(dtype, symmetric, range)
     if not serves(x, spec.format.torch_dtype):
-        return norm_quantize_rows(x, weight, bias, norm, eps, dtype, symmetric, range, keep)
+        return norm_quantize_rows(*arguments)
     return launch_rows(x, spec, Norm(norm, weight, bias, eps), keep)
 
 
-def _triton_norm_static(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    norm: str,
-    eps: float,
-    scale: Tensor,
-    zero_point: Tensor,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-    keep: bool,
-) -> list[Tensor]:
+def _triton_norm_static(*arguments: Any) -> list[Tensor]:
+    x, weight, bias, norm, eps, scale, zero_point, qmin, qmax, dtype, keep = arguments
     if not serves(x, dtype):
-        return norm_quantize_static(x, weight, bias, norm, eps, scale, zero_point, qmin, qmax, dtype, keep)
+        return norm_quantize_static(*arguments)
     return launch_static(x, Static(scale, zero_point, qmin, qmax, dtype), Norm(norm, weight, bias, eps), keep)
 
 

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fxquant.kernels.cpu.weight_only import group_size, pack_parameter
+from fxquant.kernels.cpu.weight_only import group_size
 from fxquant.kernels.int4 import pack_int4
 from fxquant.kernels.layout import LAYOUTS
 from fxquant.numerics import as_groups
 from fxquant.spec import QuantSpec
-
-__all__ = ["pack_parameter"]  # it is the same for these tiles
 
 LAYOUT = "tiles"
 BLOCK = 64
@@ -96,9 +94,9 @@ def unpack_parameter(blocks: Tensor, columns: int) -> Tensor:
     return blocks.transpose(1, 2).flatten(0, 1)[:columns]
 
 
-def layout_arguments(spec: QuantSpec, depth: int) -> tuple[int, ...]:
-    """Return what `_plain` has to know of a weight with so many columns."""
-    cut = tiling(spec, depth)
+def layout_arguments(spec: QuantSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what `_plain` has to know of a weight (N, K)."""
+    cut = tiling(spec, shape[1])
     return cut.depth, cut.group, cut.parts, int(spec.format.signed)
 
 

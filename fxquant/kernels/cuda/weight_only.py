@@ -3,6 +3,8 @@
 The meaning is that of `fxquant::linear_weight_only`. The reference unpacks the whole weight and multiplies by torch.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -76,44 +78,19 @@ def _check(packed: Tensor, scale: Tensor, columns: int, cut: Tiling) -> None:
 # ── on the device ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _triton(
-    x: Tensor,
-    packed: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    columns: int,
-    group_size: int,
-    bits: int,
-    dtype: torch.dtype,
-    activated: int | None,
-) -> Tensor:
+def _triton(*arguments: Any) -> Tensor:
+    x, packed, scale, zero_point, bias, residual, activation, columns, group_size, bits, dtype, activated = arguments
     ACTIVATIONS[activation]  # raises for an unknown one
     if not serves(x, columns):
-        options = (activation, columns, group_size, bits, dtype, activated)
-        return tiled_linear_weight_only(x, packed, weight_scale, weight_zero_point, bias, residual, *options)
+        return tiled_linear_weight_only(*arguments)
     cut = Tiling(x.shape[-1], group_size, 8 // bits)
-    _check(packed, weight_scale, columns, cut)
-    weight = Weight(packed, weight_scale, weight_zero_point, columns, cut)
+    _check(packed, scale, columns, cut)
+    weight = Weight(packed, scale, zero_point, columns, cut)
     return launch(x, weight, Epilogue(bias, residual, activation, activated, dtype))
 
 
-def _fake(
-    x: Tensor,
-    packed: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    columns: int,
-    group_size: int,
-    bits: int,
-    dtype: torch.dtype,
-    activated: int | None,
-) -> Tensor:
+def _fake(x: Tensor, *rest: Any) -> Tensor:
+    *_, columns, _group_size, _bits, dtype, _activated = rest
     return x.new_empty((*x.shape[:-1], columns), dtype=dtype)
 
 

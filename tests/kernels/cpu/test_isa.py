@@ -3,7 +3,7 @@
 import pytest
 
 from fxquant.errors import ConfigError
-from fxquant.kernels.cpu import isa, native
+from fxquant.kernels.cpu import isa, native, toolchain
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ def test_micro_kernels_of_a_processor(monkeypatch, machine, folder):
     monkeypatch.setattr(isa.platform, "machine", lambda: machine)
     assert isa.micro_kernels() == folder
     if folder:
-        assert (native.KERNELS / folder / "csrc" / "detect.cpp").is_file()
+        assert (toolchain.KERNELS / folder / "csrc" / "detect.cpp").is_file()
 
 
 @pytest.mark.parametrize(("machine", "foreign"), [("x86_64", "neon"), ("aarch64", "avx2"), ("riscv64", "neon_i8mm")])

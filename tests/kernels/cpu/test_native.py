@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fxquant.errors import FxQuantWarning
-from fxquant.kernels.cpu import isa, native
+from fxquant.kernels.cpu import isa, native, toolchain
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_failed_build_is_one_line_and_leaves_nothing(fresh, monkeypatch):
     broken = fresh / "csrc"
     broken.mkdir()
     (broken / "a.cpp").write_text("int main( { return missing; }\n")
-    monkeypatch.setattr(native, "_folders", lambda: [broken])
+    monkeypatch.setattr(toolchain, "core_folders", lambda processor: [broken])
     with pytest.warns(FxQuantWarning, match=r"slower operators run instead: .*a\.cpp:1.* error: ") as caught:
         assert not native.available()
     assert "\n" not in str(caught[0].message)

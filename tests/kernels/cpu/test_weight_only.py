@@ -6,36 +6,26 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from linears import ACTIVATIONS, WEIGHT_KINDS, in_float64, quantized_weight, weight_spec
 from torch.nn import functional
 
 import fxquant.kernels
 from fxquant.kernels.cpu import native, weight_only
-from fxquant.numerics import choose_qparams, dequantize, quantize
+from fxquant.numerics import dequantize
 from fxquant.spec import QParams, QuantSpec
 
 assert fxquant.kernels  # defines the ops
 op = torch.ops.fxquant.packed_linear_weight_only
-ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "silu"]
 examples = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 batches = st.sampled_from([(), (0,), (1,), (2,), (5,), (6,), (7,), (3, 4), (50,)])
 depths = st.sampled_from([0, 1, 2, 3, 4, 7, 8, 9, 31, 33, 64, 70, 172])
 columns = st.sampled_from([0, 1, 3, 63, 64, 65, 130])
 groups = st.sampled_from([None, "tensor", 1, 3, 8, 32, 64, 100, 128])
-KINDS = [(dtype, symmetric) for dtype in ("int4", "uint4", "int8", "uint8") for symmetric in (True, False)]
-
-
-def spec_of(dtype, symmetric, group):
-    """A group of None stands for one scale a channel."""
-    granularity = {None: "per-channel", "tensor": "per-tensor"}.get(group, "per-group")
-    size = group if granularity == "per-group" else None
-    return QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity, group_size=size)
 
 
 def layer(n, k, spec, seed=0):
     """Return the arguments of a packed weight, and the weight itself dequantized."""
-    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
-    qparams = choose_qparams(weight, spec)
-    integers = quantize(weight, qparams, spec)
+    integers, qparams = quantized_weight(n, k, spec, seed)
     scale, zero_point = (weight_only.pack_parameter(each, (n, k), spec) for each in (qparams.scale, qparams.zero_point))
     packed = (weight_only.pack(integers, spec), scale, None if spec.symmetric else zero_point)
     return packed, (n, weight_only.group_size(spec, k)), dequantize(integers, qparams)
@@ -54,18 +44,6 @@ def taken(x, isa):
     return torch.where(x.abs().sum(-1, keepdim=True) < 2.0**118, rounded, x)
 
 
-def in_float64(x, weight, bias, residual, activation):
-    y = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    y = {
-        "none": lambda y: y,
-        "relu": torch.relu,
-        "gelu": functional.gelu,
-        "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
-        "silu": functional.silu,
-    }[activation](y)
-    return y if residual is None else y + residual
-
-
 def assert_near(y, expected, x, weight):
     """Each of the K sums and products may round: 2⁻²⁴·K of the sum of magnitudes, and 1e-6 for GELU."""
     assert y.shape == expected.shape
@@ -74,11 +52,11 @@ def assert_near(y, expected, x, weight):
     assert ((y.double() - expected).abs() <= bound * 2.0**-23 * (x.shape[-1] + 8) + 2e-6).all()
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{'symmetric' if kind[1] else 'affine'}")
+@pytest.mark.parametrize("kind", WEIGHT_KINDS, ids=lambda kind: f"{kind[0]}-{'symmetric' if kind[1] else 'affine'}")
 @examples
-@given(batches, columns, depths, groups, st.sampled_from(ACTIVATIONS), st.booleans(), st.integers(0, 99))
+@given(batches, columns, depths, groups, st.sampled_from(list(ACTIVATIONS)), st.booleans(), st.integers(0, 99))
 def test_equals_the_dequantized_layer(native_isa, kind, batch, n, k, group, activation, full, seed):
-    packed, shape, weight = layer(n, k, spec_of(*kind, group), seed)
+    packed, shape, weight = layer(n, k, weight_spec(*kind, group), seed)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(*batch, k, generator=generator) * 3 + 1
     bias = torch.randn(n, generator=generator) if full else None
@@ -89,9 +67,9 @@ def test_equals_the_dequantized_layer(native_isa, kind, batch, n, k, group, acti
 
 
 @examples
-@given(columns, depths, groups, st.sampled_from(KINDS), st.integers(0, 99))
+@given(columns, depths, groups, st.sampled_from(WEIGHT_KINDS), st.integers(0, 99))
 def test_what_it_means_without_a_compiler(n, k, group, kind, seed):
-    packed, shape, weight = layer(n, k, spec_of(*kind, group), seed)
+    packed, shape, weight = layer(n, k, weight_spec(*kind, group), seed)
     x, bias, residual = torch.randn(2, 3, k), torch.randn(n), torch.randn(n)
     y = weight_only.packed_linear_weight_only(x, *packed, bias, residual, "silu", *shape)
     torch.testing.assert_close(y, functional.silu(functional.linear(x, weight, bias)) + residual)
@@ -100,7 +78,7 @@ def test_what_it_means_without_a_compiler(n, k, group, kind, seed):
 @examples
 @given(columns, depths, st.sampled_from([1, 3, 8, 32, 100]), st.sampled_from(["int4", "int8"]), st.integers(0, 99))
 def test_unpack_undoes_pack(n, k, group, dtype, seed):
-    spec = spec_of(dtype, False, group)
+    spec = weight_spec(dtype, False, group)
     generator = torch.Generator().manual_seed(seed)
     integers = torch.randint(spec.qmin, spec.qmax + 1, (n, k), dtype=torch.int8, generator=generator)
     packed, size = weight_only.pack(integers, spec), weight_only.group_size(spec, k)
@@ -109,19 +87,19 @@ def test_unpack_undoes_pack(n, k, group, dtype, seed):
 
 def test_packing_is_the_documented_order():
     integers = torch.randint(-8, 8, (70, 21), dtype=torch.int8)
-    nibbles = weight_only.pack(integers, spec_of("int4", True, 10))
+    nibbles = weight_only.pack(integers, weight_spec("int4", True, 10))
     assert nibbles.shape == (2, 3, 2, 64, 4)
     word = nibbles[1, 2 - 1, 0, 3].tolist()  # depths 10 … 17 of row 67
     assert word == [(int(integers[67, 10 + j]) & 15) | (int(integers[67, 14 + j]) & 15) << 4 for j in range(4)]
     assert nibbles[1, 0, 1, 3, 2:].tolist() == [0, 0], "beyond the group's 10 depths"
     assert nibbles[1, 0, 0, 6:].sum() == 0, "beyond N"
-    octets = weight_only.pack(integers, spec_of("int8", True, 10))
+    octets = weight_only.pack(integers, weight_spec("int8", True, 10))
     assert octets.shape == (2, 3, 12, 64)
     assert octets[1, 1, 4, 3] == integers[67, 14]
     assert octets[0, 0, 10:].abs().sum() == 0, "beyond the group's 10 depths"
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{'symmetric' if kind[1] else 'affine'}")
+@pytest.mark.parametrize("kind", WEIGHT_KINDS, ids=lambda kind: f"{kind[0]}-{'symmetric' if kind[1] else 'affine'}")
 def test_integers_are_multiplied_exactly(native_isa, kind):
     """Whole numbers and scales that are powers of two leave nothing to round."""
     n, k, size = 65, 40, 16
@@ -144,7 +122,7 @@ def test_integers_are_multiplied_exactly(native_isa, kind):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_is_the_same_alone_in_a_batch_and_with_threads(native_isa, dtype, threads):
     n, k = 320, 1024  # five blocks, which two threads share by rows where there are many
-    packed, shape, _ = layer(n, k, spec_of(dtype, False, 32))
+    packed, shape, _ = layer(n, k, weight_spec(dtype, False, 32))
     x, bias = torch.randn(130, k, generator=torch.Generator().manual_seed(3)), torch.randn(n)
     alone = torch.cat([run(row, packed, shape, bias) for row in x.split(1)])
     before = torch.get_num_threads()
@@ -161,7 +139,7 @@ def test_a_row_is_the_same_alone_in_a_batch_and_with_threads(native_isa, dtype, 
 @pytest.mark.parametrize("magnitude", [0.0, 1e-42, 1e-30, 1e30, 1e37], ids=str)
 def test_extreme_rows(native_isa, dtype, symmetric, magnitude):
     """Neither 127·x nor the sum of a group leaves float32 where the product with the weights stays in it."""
-    packed, shape, weight = layer(70, 9, spec_of(dtype, symmetric, 4))
+    packed, shape, weight = layer(70, 9, weight_spec(dtype, symmetric, 4))
     x = torch.randn(7, 9, generator=torch.Generator().manual_seed(2)) * magnitude
     y, expected = run(x, packed, shape), in_float64(taken(x, native_isa), weight, None, None, "none")
     slack = 1e-5 * magnitude * 9 + 2.0**-148
@@ -171,7 +149,7 @@ def test_extreme_rows(native_isa, dtype, symmetric, magnitude):
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
 def test_nan_and_infinities_are_those_of_torch(native_isa, dtype, symmetric):
-    packed, shape, weight = layer(70, 9, spec_of(dtype, symmetric, 4))
+    packed, shape, weight = layer(70, 9, weight_spec(dtype, symmetric, 4))
     x = torch.randn(7, 9)
     x[1, 3], x[2, 8], x[3, 0], x[4, 1], x[4, 2] = float("inf"), -float("inf"), float("nan"), float("inf"), 2.0
     y, expected = run(x, packed, shape), functional.linear(taken(x, native_isa), weight)
@@ -182,7 +160,7 @@ def test_nan_and_infinities_are_those_of_torch(native_isa, dtype, symmetric):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_activation_of_the_first_columns(native_isa, activation):
-    (packed, scale, zero_point), shape, _ = layer(130, 24, spec_of("int4", False, 8))
+    (packed, scale, zero_point), shape, _ = layer(130, 24, weight_spec("int4", False, 8))
     x, bias, residual = torch.randn(7, 24).bfloat16().float(), torch.randn(130), torch.randn(7, 130)
     weight = (packed, scale, zero_point)
     with_it, without = run(x, weight, shape, bias, residual, activation), run(x, weight, shape, bias, residual)
@@ -196,19 +174,19 @@ def test_an_activation_of_the_first_columns(native_isa, activation):
 
 
 def test_strided_activations(native_isa):
-    packed, shape, _ = layer(20, 24, spec_of("int4", False, 8))
+    packed, shape, _ = layer(20, 24, weight_spec("int4", False, 8))
     for x in (torch.randn(24, 50).t(), torch.randn(5, 6, 48)[:, ::2, ::2], torch.randn(24).expand(4, 24)):
         assert torch.equal(run(x, packed, shape), run(x.contiguous(), packed, shape))
 
 
 def test_no_depth_at_all(native_isa):
-    packed, shape, _ = layer(5, 0, spec_of("int4", False, 8))
+    packed, shape, _ = layer(5, 0, weight_spec("int4", False, 8))
     bias = torch.randn(5)
     assert torch.equal(run(torch.randn(3, 0), packed, shape, bias), bias.expand(3, 5))
 
 
 def test_a_broadcast_residual_and_half_precision(native_isa):
-    packed, shape, weight = layer(10, 12, spec_of("int8", True, None))
+    packed, shape, weight = layer(10, 12, weight_spec("int8", True, None))
     x, residual = torch.randn(2, 3, 12), torch.randn(3, 1)
     expected = functional.linear(taken(x, native_isa), weight) + residual
     torch.testing.assert_close(run(x, packed, shape, None, residual), expected)
@@ -231,7 +209,7 @@ def test_a_broadcast_residual_and_half_precision(native_isa):
 def test_what_does_not_fit_is_named(change, text):
     if not native.available():
         pytest.skip("the C++ kernels are not available")
-    (packed, scale, zero_point), shape, _ = layer(10, 12, spec_of("int4", False, 4))
+    (packed, scale, zero_point), shape, _ = layer(10, 12, weight_spec("int4", False, 4))
     weight = (change.get("packed", packed), scale, change.get("zero_point", zero_point))
     arguments = (change.get("bias"), None, change.get("activation", "none"), *change.get("shape", shape))
     with pytest.raises(RuntimeError, match=text):
@@ -243,7 +221,7 @@ def test_packed_weights_copy_and_export(dtype):
     class Layer(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            packed, self.shape, _ = layer(10, 12, spec_of(dtype, False, 4))
+            packed, self.shape, _ = layer(10, 12, weight_spec(dtype, False, 4))
             for name, tensor in zip(("packed", "scale", "zero_point"), packed, strict=True):
                 self.register_buffer(name, tensor)
 
@@ -260,5 +238,5 @@ def test_packed_weights_copy_and_export(dtype):
 
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
 def test_opcheck(dtype):
-    packed, shape, _ = layer(10, 12, spec_of(dtype, False, 4))
+    packed, shape, _ = layer(10, 12, weight_spec(dtype, False, 4))
     torch.library.opcheck(op.default, (torch.randn(2, 12), *packed, torch.randn(10), torch.randn(10), "relu", *shape))

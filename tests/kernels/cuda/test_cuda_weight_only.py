@@ -11,25 +11,24 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from linears import ACTIVATIONS, WEIGHT_KINDS, in_float64, quantized_weight, weight_spec
 from torch.nn import functional
 
 import fxquant as fxq
 import fxquant.kernels
 from fxquant.errors import ConfigError
 from fxquant.graph import edit
+from fxquant.kernels.cpu.weight_only import pack_parameter
 from fxquant.kernels.cuda import tiles
 from fxquant.kernels.cuda.choice import VARIABLE
 from fxquant.kernels.cuda.device import codes
 from fxquant.kernels.cuda.launch_gemm import row_class
 from fxquant.kernels.cuda.launch_weight_only import blocks, ways
 from fxquant.kernels.int4 import pack_int4
-from fxquant.numerics import choose_qparams, dequantize, quantize
-from fxquant.spec import QuantSpec
+from fxquant.numerics import dequantize
 
 assert fxquant.kernels  # defines the ops
 op = torch.ops.fxquant.tiled_linear_weight_only
-ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "silu"]
-KINDS = [(dtype, symmetric) for dtype in ("int4", "uint4", "int8", "uint8") for symmetric in (True, False)]
 # What a result loses in its dtype; the interpreter cuts bits off instead of rounding.
 LAST_PLACE = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 fixtures = [HealthCheck.function_scoped_fixture]
@@ -37,19 +36,10 @@ fixtures = [HealthCheck.function_scoped_fixture]
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")
 
 
-def spec_of(dtype, symmetric, group):
-    """A group of None stands for one scale a channel."""
-    granularity = {None: "per-channel", "tensor": "per-tensor"}.get(group, "per-group")
-    size = group if granularity == "per-group" else None
-    return QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity, group_size=size)
-
-
 def layer(n, k, spec, seed=0):
     """Return the arguments of a packed weight, N with the group and the bits, and what the reference op takes."""
-    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
-    qparams = choose_qparams(weight, spec)
-    integers = quantize(weight, qparams, spec)
-    scale, zero_point = (tiles.pack_parameter(each, (n, k), spec) for each in (qparams.scale, qparams.zero_point))
+    integers, qparams = quantized_weight(n, k, spec, seed)
+    scale, zero_point = (pack_parameter(each, (n, k), spec) for each in (qparams.scale, qparams.zero_point))
     packed = (tiles.pack(integers, spec), scale, None if spec.symmetric else zero_point)
     shape = (n, tiles.tiling(spec, k).group, 4 if spec.format.packed else 8)
     stored = pack_int4(integers) if spec.format.packed else integers
@@ -58,18 +48,6 @@ def layer(n, k, spec, seed=0):
 
 def run(x, packed, shape, bias=None, residual=None, activation="none", dtype=torch.float32, activated=None):
     return op(x, *packed, bias, residual, activation, *shape, dtype, activated)
-
-
-def in_float64(x, weight, bias, residual, activation):
-    y = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    y = {
-        "none": lambda y: y,
-        "relu": torch.relu,
-        "gelu": functional.gelu,
-        "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
-        "silu": functional.silu,
-    }[activation](y)
-    return y if residual is None else y + residual
 
 
 def assert_near(y, expected, x, weight):
@@ -83,7 +61,7 @@ def assert_near(y, expected, x, weight):
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "uint8"])
 @pytest.mark.parametrize("group", [None, "tensor", 12, 32], ids=str)
 def test_the_reference_means_linear_weight_only(dtype, group):
-    spec = spec_of(dtype, False, group)
+    spec = weight_spec(dtype, False, group)
     packed, shape, (stored, qparams, _) = layer(70, 50, spec)
     x, bias, residual = torch.randn(2, 3, 50), torch.randn(70), torch.randn(2, 3, 70)
     y = run(x, packed, shape, bias, residual, "gelu")
@@ -96,11 +74,11 @@ def test_the_reference_means_linear_weight_only(dtype, group):
 @given(
     st.sampled_from([1, 3, 8, 9, 16, 17, 40]), st.sampled_from([1, 16, 63, 65]),
     st.sampled_from([1, 7, 31, 64, 70]), st.sampled_from([None, "tensor", 5, 16, 20, 32, 64]),
-    st.sampled_from(KINDS), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    st.sampled_from(ACTIVATIONS), st.booleans(), st.integers(0, 99),
+    st.sampled_from(WEIGHT_KINDS), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    st.sampled_from(list(ACTIVATIONS)), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 def test_the_kernels_equal_the_dequantized_layer(interpreted, m, n, k, group, kind, dtype, activation, full, seed):
-    packed, shape, (*_, weight) = layer(n, k, spec_of(*kind, group), seed)
+    packed, shape, (*_, weight) = layer(n, k, weight_spec(*kind, group), seed)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(m, k, generator=generator).to(dtype)
     bias = torch.randn(n, generator=generator) if full else None
@@ -111,21 +89,21 @@ def test_the_kernels_equal_the_dequantized_layer(interpreted, m, n, k, group, ki
 
 
 @pytest.mark.parametrize("rows", [2, 20])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{'symmetric' if kind[1] else 'affine'}")
+@pytest.mark.parametrize("kind", WEIGHT_KINDS, ids=lambda kind: f"{kind[0]}-{'symmetric' if kind[1] else 'affine'}")
 def test_nothing_is_filled_up(interpreted, kind, rows):
     """The way without masks, where groups of 32 share tiles of 64 values by two."""
-    packed, shape, (*_, weight) = layer(64, 512, spec_of(*kind, 32))
+    packed, shape, (*_, weight) = layer(64, 512, weight_spec(*kind, 32))
     x = torch.randn(rows, 512, generator=torch.Generator().manual_seed(1)).bfloat16()
     assert_near(run(x, packed, shape), in_float64(x, weight, None, None, "none"), x, weight)
 
 
 @pytest.mark.parametrize("rows", [3, 20])
 def test_whole_numbers_are_multiplied_exactly(interpreted, rows):
-    spec = spec_of("int4", False, 32)
+    spec = weight_spec("int4", False, 32)
     integers = torch.randint(-8, 8, (65, 70), dtype=torch.int8)
     scale = 2.0 ** torch.randint(-3, 4, (65, 3))
     zeros = torch.randint(-8, 8, (65, 3), dtype=torch.int32)
-    scales, zero_points = (tiles.pack_parameter(each, (65, 70), spec) for each in (scale, zeros))
+    scales, zero_points = (pack_parameter(each, (65, 70), spec) for each in (scale, zeros))
     x = torch.randint(-9, 10, (rows, 70)).bfloat16()
     weight = (integers - zeros.repeat_interleave(32, 1)[:, :70]) * scale.repeat_interleave(32, 1)[:, :70]
     y = run(x, (tiles.pack(integers, spec), scales, zero_points), (65, 32, 4))
@@ -133,7 +111,7 @@ def test_whole_numbers_are_multiplied_exactly(interpreted, rows):
 
 
 def test_an_activation_of_the_first_columns(interpreted):
-    packed, shape, _ = layer(130, 20, spec_of("int4", False, None))
+    packed, shape, _ = layer(130, 20, weight_spec("int4", False, None))
     x, bias, residual = torch.randn(3, 20), torch.randn(130), torch.randn(3, 130)
     with_it, without = run(x, packed, shape, bias, residual, "silu"), run(x, packed, shape, bias, residual)
     for some in (0, 64, 128):
@@ -144,7 +122,7 @@ def test_an_activation_of_the_first_columns(interpreted):
 
 @pytest.mark.parametrize("rows", [2, 40])
 def test_every_way_to_block_a_product_gives_the_same(interpreted, monkeypatch, rows):
-    packed, shape, (*_, weight) = layer(70, 130, spec_of("int4", False, 32))
+    packed, shape, (*_, weight) = layer(70, 130, weight_spec("int4", False, 32))
     x = torch.randn(rows, 130, generator=torch.Generator().manual_seed(1)).half()
     known = ways(rows if rows <= 16 else row_class(rows), 70, tiles.Tiling(130, 32, 2), 2, 1)
     assert len(known) >= 3
@@ -168,7 +146,7 @@ def test_few_rows_fit_into_the_shared_memory_of_every_gpu(rows, item, bits):
 
 
 def test_strides_batches_and_a_broadcast_residual(interpreted):
-    packed, shape, _ = layer(20, 24, spec_of("int8", True, None))
+    packed, shape, _ = layer(20, 24, weight_spec("int8", True, None))
     for x in (torch.randn(24, 5).t(), torch.randn(2, 3, 48)[:, ::2, ::2], torch.randn(24).expand(4, 24)):
         assert torch.equal(run(x, packed, shape), run(x.contiguous(), packed, shape))
     x, residual = torch.randn(2, 3, 24), torch.randn(3, 1)
@@ -187,7 +165,7 @@ def test_strides_batches_and_a_broadcast_residual(interpreted):
     ids=["features", "columns", "packed", "activation"],
 )
 def test_what_does_not_fit_is_named(interpreted, change, text):
-    (packed, scale, zero_point), shape, _ = layer(20, 24, spec_of("int4", False, 4))
+    (packed, scale, zero_point), shape, _ = layer(20, 24, weight_spec("int4", False, 4))
     weight = (change.get("packed", packed), scale, zero_point)
     with pytest.raises(ConfigError, match=text):
         run(
@@ -200,7 +178,7 @@ def test_what_does_not_fit_is_named(interpreted, change, text):
 
 @pytest.mark.parametrize("dtype", ["int4", "int8"])
 def test_opcheck(dtype):
-    packed, shape, _ = layer(10, 12, spec_of(dtype, False, 4))
+    packed, shape, _ = layer(10, 12, weight_spec(dtype, False, 4))
     arguments = (torch.randn(2, 12), *packed, torch.randn(10), torch.randn(10), "relu", *shape, torch.float32, None)
     torch.library.opcheck(op.default, arguments)
 

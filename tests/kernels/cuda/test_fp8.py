@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from linears import random
 from torch import nn
 from torch.nn import functional
 
@@ -26,10 +27,6 @@ few = settings(
 )
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # 1/(1 + e^u) is 0
 WAYS = ["triton", "scaled_mm", "scaled_mm_rowwise"]
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def product(m, n, k, seed=0, by_row=True, by_column=True):

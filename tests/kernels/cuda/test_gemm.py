@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
+from linears import ACTIVATIONS, FLOAT_OUTPUT, integers, random
 
 from fxquant.kernels.cuda import gemm, launch_gemm
 
@@ -15,26 +15,8 @@ pytestmark = pytest.mark.usefixtures("interpreted")
 ops = torch.ops.fxquant
 # Of what opcheck tests, all but the compilation of each op by itself, which takes seconds.
 check_op = partial(torch.library.opcheck, test_utils=("test_schema", "test_faketensor"))
-NO_OUTPUT = (None, None, 0, 0, torch.float32)
 few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SIZES = st.tuples(st.integers(1, 20), st.integers(1, 40), st.integers(1, 80))
-ACTIVATIONS = {
-    "none": lambda y: y,
-    "relu": torch.relu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
-    "silu": functional.silu,
-}
-
-
-def integers(*shape, dtype=torch.int8, seed=0, low=None):
-    info = torch.iinfo(dtype)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(info.min if low is None else low, info.max + 1, shape, generator=generator).to(dtype)
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def scales(*shape, seed=0):
@@ -55,7 +37,7 @@ def test_integers_are_exact(size, dtype, seed):
     zero_point = integers(m, 1, dtype=dtype, seed=seed + 2).to(torch.int32)
     one = torch.ones(())
     operands = (x, torch.ones(m, 1), zero_point, gemm.pack(weight), one, gemm.row_sums(weight))
-    y = ops.int8_gemm(*operands, None, None, "none", *NO_OUTPUT)
+    y = ops.int8_gemm(*operands, None, None, "none", *FLOAT_OUTPUT)
     assert torch.equal(y.double(), product(x, one, zero_point, weight, one, None))
 
 
@@ -77,7 +59,7 @@ def test_what_follows_the_products(size, activation, by_row, by_column, affine, 
     bias, residual = (random(n), random(m, n)) if extras else (None, None)
     shift = (zero_point, gemm.row_sums(weight)) if affine else (None, None)
     y = ops.int8_gemm(
-        x, x_scale, shift[0], gemm.pack(weight), weight_scale, shift[1], bias, residual, activation, *NO_OUTPUT
+        x, x_scale, shift[0], gemm.pack(weight), weight_scale, shift[1], bias, residual, activation, *FLOAT_OUTPUT
     )
     wanted = product(x, x_scale, zero_point * affine, weight, weight_scale, bias)
     wanted = ACTIVATIONS[activation](wanted) + (0 if residual is None else residual.double())
@@ -95,7 +77,7 @@ def test_gate(size, activation, biased, seed):
     operands = (x, x_scale, zero_point, gemm.pack(weight), weight_scale, gemm.row_sums(weight), bias)
     gate, up = product(x, x_scale, zero_point, weight, weight_scale, bias).chunk(2, -1)
     wanted = ACTIVATIONS[activation](gate) * up
-    y = ops.int8_gated_gemm(*operands, activation, *NO_OUTPUT)
+    y = ops.int8_gated_gemm(*operands, activation, *FLOAT_OUTPUT)
     torch.testing.assert_close(y.double(), wanted, rtol=4e-6, atol=4e-6)
     out = (torch.tensor(0.05), torch.tensor(-3, dtype=torch.int32), -128, 127, torch.int8)
     q = ops.int8_gated_gemm(*operands, activation, *out)
@@ -112,7 +94,7 @@ def test_result_as_integers(dtype):
     given, info = operands(), torch.iinfo(dtype)
     out = (torch.tensor(0.04), torch.tensor(info.max // 3, dtype=torch.int32), info.min, info.max, dtype)
     q = ops.int8_gemm(*given, None, None, "none", *out)
-    y = ops.int8_gemm(*given, None, None, "none", *NO_OUTPUT)
+    y = ops.int8_gemm(*given, None, None, "none", *FLOAT_OUTPUT)
     assert q.dtype is dtype
     assert torch.equal(q, ((y / out[0]).round() + out[1]).clamp(info.min, info.max).to(dtype))
 
@@ -120,28 +102,28 @@ def test_result_as_integers(dtype):
 def test_integer_bias_is_added_to_the_sums():
     x, _, _, weight, _, _ = operands()
     bias, one = integers(24, dtype=torch.int32) // 8, torch.ones(())
-    y = ops.int8_gemm(x, one, None, weight, one, None, bias, None, "none", *NO_OUTPUT)
+    y = ops.int8_gemm(x, one, None, weight, one, None, bias, None, "none", *FLOAT_OUTPUT)
     assert torch.equal(y, (x.long() @ weight.long().t() + bias).float())
 
 
 def test_residual_that_broadcasts():
     given, residual = operands(), random(24)
-    y = ops.int8_gemm(*given, None, residual, "none", *NO_OUTPUT)
-    assert torch.equal(y, ops.int8_gemm(*given, None, None, "none", *NO_OUTPUT) + residual)
+    y = ops.int8_gemm(*given, None, residual, "none", *FLOAT_OUTPUT)
+    assert torch.equal(y, ops.int8_gemm(*given, None, None, "none", *FLOAT_OUTPUT) + residual)
 
 
 def test_leading_axes_and_views():
     x, x_scale, *rest = operands(m=6)
-    flat = ops.int8_gemm(x, x_scale, *rest, None, None, "gelu", *NO_OUTPUT)
+    flat = ops.int8_gemm(x, x_scale, *rest, None, None, "gelu", *FLOAT_OUTPUT)
     wide = torch.stack([x, x]).transpose(0, 1).reshape(6, 2, 32)[:, 1].reshape(2, 3, 32)
     assert torch.equal(
-        ops.int8_gemm(wide, x_scale.reshape(2, 3, 1), *rest, None, None, "gelu", *NO_OUTPUT), flat.reshape(2, 3, 24)
+        ops.int8_gemm(wide, x_scale.reshape(2, 3, 1), *rest, None, None, "gelu", *FLOAT_OUTPUT), flat.reshape(2, 3, 24)
     )
 
 
 def test_bfloat16_is_the_result_rounded():
     given = operands()
-    y = ops.int8_gemm(*given, None, None, "none", *NO_OUTPUT)
+    y = ops.int8_gemm(*given, None, None, "none", *FLOAT_OUTPUT)
     narrow = ops.int8_gemm(*given, None, None, "none", None, None, 0, 0, torch.bfloat16)
     assert narrow.dtype is torch.bfloat16
     # Triton's interpreter cuts off where a GPU rounds.
@@ -152,7 +134,7 @@ def test_bfloat16_is_the_result_rounded():
 def test_nothing_to_multiply(size):
     m, n, k = size
     x, weight, bias = integers(m, k), integers(n, k), random(n)
-    y = ops.int8_gemm(x, torch.ones(()), None, weight, torch.ones(n), None, bias, None, "none", *NO_OUTPUT)
+    y = ops.int8_gemm(x, torch.ones(()), None, weight, torch.ones(n), None, bias, None, "none", *FLOAT_OUTPUT)
     assert torch.equal(y, bias.expand(m, n))
 
 
@@ -169,7 +151,7 @@ def test_fakes_have_the_results_shapes(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     given = operands()
     residual = random(5, 24)
-    check_op(ops.int8_gemm.default, (*given, random(24), residual, "gelu", *NO_OUTPUT))
+    check_op(ops.int8_gemm.default, (*given, random(24), residual, "gelu", *FLOAT_OUTPUT))
     out = (torch.tensor(0.04), torch.tensor(1, dtype=torch.int32), -128, 127, torch.int8)
     check_op(ops.int8_gated_gemm.default, (*given, None, "silu", *out))
 

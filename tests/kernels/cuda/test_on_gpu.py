@@ -6,10 +6,12 @@
 import pytest
 import torch
 from captured import captured, converted
+from linears import integers, random
 
 import fxquant as fxq
 import fxquant.kernels
 from fxquant.graph import edit
+from fxquant.kernels.cpu.weight_only import pack_parameter
 from fxquant.kernels.cuda import choice, gemm, launch_fp8, tiles, triton_support
 from fxquant.kernels.int4 import pack_int4
 from fxquant.numerics import choose_qparams, quantize
@@ -25,14 +27,6 @@ FLOAT8 = pytest.mark.skipif(
     torch.cuda.is_available() and triton_support.float8_refusal(torch.device("cuda", 0)) is not None,
     reason="this GPU has no float8",
 )
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def integers(*shape, low=-127, high=127, dtype=torch.int8, seed=0):
-    return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def moved(value, device="cuda"):
@@ -81,8 +75,8 @@ def test_rows_behind_a_norm(norm):
 def test_integer_products(size, way, monkeypatch):
     monkeypatch.setenv(choice.VARIABLE, f"int8_gemm={way}")
     m, n, k = size
-    x, weight = integers(m, k, low=0, high=255, dtype=torch.uint8), integers(n, k, seed=1)
-    zero_point = integers(m, 1, low=0, high=255, dtype=torch.int32, seed=2)
+    x, weight = integers(m, k, dtype=torch.uint8), integers(n, k, seed=1, low=-127)
+    zero_point = integers(m, 1, dtype=torch.uint8, seed=2).int()
     operands = (x, random(m, 1).abs() * 0.01, zero_point, gemm.pack(weight), random(n).abs() * 0.01)
     tail = (gemm.row_sums(weight), random(n, seed=3), random(m, n, seed=4))
     y, expected = both(ops.int8_gemm, *operands, *tail, "gelu", None, None, 0, 0, torch.float32)
@@ -98,8 +92,15 @@ def test_integer_products(size, way, monkeypatch):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_gates(size):
     m, n, k = size
-    weight = integers(2 * n, k, seed=1)
-    operands = (integers(m, k), random(m, 1).abs() * 0.01, None, gemm.pack(weight), random(2 * n).abs() * 0.01, None)
+    weight = integers(2 * n, k, seed=1, low=-127)
+    operands = (
+        integers(m, k, low=-127),
+        random(m, 1).abs() * 0.01,
+        None,
+        gemm.pack(weight),
+        random(2 * n).abs() * 0.01,
+        None,
+    )
     y, expected = both(ops.int8_gated_gemm, *operands, None, "silu", None, None, 0, 0, torch.float32)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
@@ -115,7 +116,7 @@ def test_weights_in_tiles(size, group, kind, dtype):
     weight = random(n, k, seed=1)
     qparams = choose_qparams(weight, spec)
     codes = quantize(weight, qparams, spec)
-    scale, zero_point = (tiles.pack_parameter(each, (n, k), spec) for each in (qparams.scale, qparams.zero_point))
+    scale, zero_point = (pack_parameter(each, (n, k), spec) for each in (qparams.scale, qparams.zero_point))
     packed = (tiles.pack(codes, spec), scale, None if spec.symmetric else zero_point)
     x, bias, residual = random(m, k).to(dtype), random(n), random(m, n)
     shape = (n, tiles.tiling(spec, k).group, 4 if spec.format.packed else 8, torch.float32, None)

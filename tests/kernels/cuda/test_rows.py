@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from linears import random
 
 from fxquant import numerics
 from fxquant.kernels.cuda import launch_rows, rows
@@ -36,10 +37,6 @@ def assert_rows(found, x, scheme):
     assert torch.equal(zero_point, qparams.zero_point)
     assert q.dtype is spec.format.torch_dtype
     assert torch.equal(q, numerics.quantize(x, qparams, spec))
-
-
-def random(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @few

@@ -36,7 +36,7 @@ def test_unpack_undoes_pack(n, k, group, dtype, seed):
     packed, cut = tiles.pack(integers, spec), tiles.tiling(spec, k)
     assert packed.shape == (-(-n // 64), cut.tiles, 64, cut.width)
     stored = pack_int4(integers) if spec.format.packed else integers
-    plain = LAYOUTS[tiles.LAYOUT](packed, stored.to("meta"), *tiles.layout_arguments(spec, k))
+    plain = LAYOUTS[tiles.LAYOUT](packed, stored.to("meta"), *tiles.layout_arguments(spec, (n, k)))
     assert torch.equal(plain, stored)
     assert plain.dtype is stored.dtype
 

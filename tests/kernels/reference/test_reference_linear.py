@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linears import ACTIVATIONS, FLOAT_OUTPUT, int32
 from torch.nn import functional
 
 from fxquant.errors import ConfigError
@@ -10,18 +11,6 @@ from fxquant.kernels.integer import integer_matmul
 from fxquant.kernels.reference.linear import accumulate
 
 ops = torch.ops.fxquant
-NO_OUTPUT = (None, None, 0, 0, torch.float32)
-APPLY = {
-    "none": lambda y: y,
-    "relu": torch.relu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda y: functional.gelu(y, approximate="tanh"),
-    "silu": functional.silu,
-}
-
-
-def int32(value):
-    return torch.tensor(value, dtype=torch.int32)
 
 
 def case(shape, width, seed, dtype=torch.uint8):
@@ -47,22 +36,22 @@ def test_accumulators_equal_int64_arithmetic(dtype, rows, depth, width, seed):
     np.testing.assert_array_equal(accumulate(x, int32(7), weight).numpy(), expected)
 
 
-@pytest.mark.parametrize("activation", list(APPLY))
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("per_token", [False, True], ids=["per-tensor", "per-token"])
 def test_equals_the_float_layer_on_dequantized_tensors(activation, per_token):
     x, weight, weight_scale, bias = case((2, 5, 65), 9, 0)
     x_scale = torch.rand(2, 5, 1) / 50 if per_token else torch.tensor(0.02)
     x_zero_point = torch.randint(0, 256, (2, 5, 1), dtype=torch.int32) if per_token else int32(131)
     residual = torch.randn(5, 1)
-    y = ops.linear_int8(x, x_scale, x_zero_point, weight, weight_scale, bias, residual, activation, *NO_OUTPUT)
-    expected = APPLY[activation](in_float64(x, x_scale, x_zero_point, weight, weight_scale) + bias) + residual
+    y = ops.linear_int8(x, x_scale, x_zero_point, weight, weight_scale, bias, residual, activation, *FLOAT_OUTPUT)
+    expected = ACTIVATIONS[activation](in_float64(x, x_scale, x_zero_point, weight, weight_scale) + bias) + residual
     torch.testing.assert_close(y, expected.float(), rtol=1e-6, atol=1e-6)
 
 
 def test_an_int32_bias_is_added_to_the_accumulator():
     x, weight, *_ = case((3, 40), 4, 1)
     one, bias = torch.tensor(1.0), torch.tensor([1, -2, 30, -400], dtype=torch.int32)
-    y = ops.linear_int8(x, one, int32(5), weight, one, bias, None, "none", *NO_OUTPUT)
+    y = ops.linear_int8(x, one, int32(5), weight, one, bias, None, "none", *FLOAT_OUTPUT)
     expected = (x.long() - 5) @ weight.long().t() + bias
     assert torch.equal(y.long(), expected)
 
@@ -88,7 +77,7 @@ def test_the_output_is_quantized_when_a_scale_is_given(dtype, low, high, zero_po
 def test_an_unknown_activation_names_the_nearest():
     x, weight, weight_scale, _ = case((1, 4), 2, 3)
     with pytest.raises(ConfigError, match=r"unknown activation 'gelu_tan'.*did you mean 'gelu_tanh'"):
-        ops.linear_int8(x, torch.tensor(1.0), int32(0), weight, weight_scale, None, None, "gelu_tan", *NO_OUTPUT)
+        ops.linear_int8(x, torch.tensor(1.0), int32(0), weight, weight_scale, None, None, "gelu_tan", *FLOAT_OUTPUT)
 
 
 def test_weight_only_equals_the_dequantized_layer():
@@ -115,7 +104,7 @@ def test_matmul_equals_float64_arithmetic(per_token):
     b = torch.randint(-128, 128, (3, 300, 4), dtype=torch.int8)
     a_scale = torch.rand(2, 3, 5, 1) if per_token else torch.tensor(0.5)
     a_zero_point = torch.randint(0, 256, (2, 3, 5, 1), dtype=torch.int32) if per_token else int32(200)
-    y = ops.matmul_int8(a, a_scale, a_zero_point, b, torch.tensor(0.25), int32(-9), *NO_OUTPUT)
+    y = ops.matmul_int8(a, a_scale, a_zero_point, b, torch.tensor(0.25), int32(-9), *FLOAT_OUTPUT)
     sums = (a.long() - a_zero_point) @ (b.long() + 9)
     torch.testing.assert_close(y, (sums.double() * a_scale * 0.25).float(), rtol=1e-6, atol=0)
     assert torch.equal(integer_matmul(a, b).long(), a.long() @ b.long())
@@ -126,8 +115,10 @@ def test_opcheck():
     x_scale, floats = torch.rand(2, 3, 1), torch.randn(2, 3, 16)
     common = (weight, weight_scale, bias, torch.randn(5), "gelu")
     check = torch.library.opcheck
-    check(ops.linear_int8.default, (x, x_scale, int32(3), *common, *NO_OUTPUT))
+    check(ops.linear_int8.default, (x, x_scale, int32(3), *common, *FLOAT_OUTPUT))
     check(ops.linear_int8.default, (x, x_scale, int32(3), *common, torch.tensor(0.1), int32(0), -127, 127, torch.int8))
     check(ops.linear_weight_int8.default, (floats, *common))
     check(ops.embedding_int8.default, (weight, weight_scale, torch.tensor([[1, 0]])))
-    check(ops.matmul_int8.default, (x, x_scale, int32(3), x.transpose(1, 2), torch.tensor(1.0), int32(0), *NO_OUTPUT))
+    check(
+        ops.matmul_int8.default, (x, x_scale, int32(3), x.transpose(1, 2), torch.tensor(1.0), int32(0), *FLOAT_OUTPUT)
+    )

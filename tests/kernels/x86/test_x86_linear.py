@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from linears import ACTIVATIONS, FLOAT_OUTPUT, int32, integer_layer
 
 import fxquant.kernels  # noqa: F401  (defines the ops)
 from fxquant.errors import ConfigError
@@ -12,8 +13,6 @@ from fxquant.kernels.x86.gemm import accumulate
 from fxquant.kernels.x86.packing import packed_weight
 
 ops = torch.ops.fxquant
-ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "silu"]
-FLOAT_OUTPUT = (None, None, 0, 0, torch.float32)
 SPECS = {
     "uint8-affine-per-token": ("uint8", "per-token", False, "restricted"),
     "int8-symmetric-per-token": ("int8", "per-token", True, "restricted"),
@@ -25,16 +24,6 @@ on_each = settings(deadline=None, max_examples=25, suppress_health_check=[Health
 shapes = st.tuples(
     st.sampled_from([(), (0,), (1,), (2,), (17,), (2, 3), (130,)]), st.integers(0, 70), st.integers(0, 40)
 )
-
-
-def int32(value):
-    return torch.tensor(value, dtype=torch.int32)
-
-
-def layer(depth, width, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randint(-127, 128, (width, depth), dtype=torch.int8, generator=generator)
-    return weight, torch.rand(width, generator=generator) / 100 + 1e-3, torch.randn(width, generator=generator)
 
 
 def assert_near(y, reference, x, weight, weight_scale):
@@ -56,10 +45,10 @@ def by_three_ops(x, weight, weight_scale, bias, residual, activation, spec):
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @on_each
-@given(shapes, st.sampled_from(ACTIVATIONS), st.booleans(), st.booleans(), st.integers(0, 99))
+@given(shapes, st.sampled_from(list(ACTIVATIONS)), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_dynamic_equals_its_three_ops(each_isa, spec, sizes, activation, with_bias, with_residual, seed):
     batch, depth, width = sizes
-    weight, weight_scale, bias = layer(depth, width, seed)
+    weight, weight_scale, bias = integer_layer(width, depth, seed)
     x = torch.randn(*batch, depth) * 2 + 0.5
     arguments = (weight, weight_scale, bias if with_bias else None, torch.randn(width) if with_residual else None)
     y = ops.x86_linear_dynamic_int8(x, *arguments, activation, *spec)
@@ -72,7 +61,7 @@ def test_dynamic_equals_its_three_ops(each_isa, spec, sizes, activation, with_bi
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("rows", [1, 5, 300], ids=["one-row", "few-rows", "many-rows"])
 def test_dynamic_accumulators_are_exact(each_isa, spec, rows):
-    weight, *_ = layer(384, 200)
+    weight, *_ = integer_layer(200, 384)
     one = torch.tensor(1.0)
     x = torch.randint(-127, 128, (rows, 384)).float()
     # These ends make the scale 1: 255/255 affine, 127/127 restricted, 2·127.5/255 full.
@@ -84,10 +73,10 @@ def test_dynamic_accumulators_are_exact(each_isa, spec, rows):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8], ids=["uint8", "int8"])
 @on_each
-@given(shapes, st.sampled_from(ACTIVATIONS), st.sampled_from(["none", "vector", "full"]), st.integers(0, 99))
+@given(shapes, st.sampled_from(list(ACTIVATIONS)), st.sampled_from(["none", "vector", "full"]), st.integers(0, 99))
 def test_static_equals_the_reference(each_isa, dtype, sizes, activation, residual_kind, seed):
     batch, depth, width = sizes
-    weight, weight_scale, bias = layer(depth, width, seed)
+    weight, weight_scale, bias = integer_layer(width, depth, seed)
     limits = torch.iinfo(dtype)
     x = torch.randint(limits.min, limits.max + 1, (*batch, depth), dtype=dtype)
     residual = {"none": None, "vector": torch.randn(width), "full": torch.randn(*batch, width)}[residual_kind]
@@ -109,7 +98,7 @@ def test_static_equals_the_reference(each_isa, dtype, sizes, activation, residua
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8], ids=["uint8", "int8"])
 def test_static_per_token_scales(each_isa, dtype):
-    weight, weight_scale, bias = layer(50, 30)
+    weight, weight_scale, bias = integer_layer(30, 50)
     limits = torch.iinfo(dtype)
     x = torch.randint(limits.min, limits.max + 1, (2, 7, 50), dtype=dtype)
     scale, zero_point = torch.rand(2, 7, 1), torch.randint(limits.min, limits.max + 1, (2, 7, 1), dtype=torch.int32)
@@ -118,22 +107,22 @@ def test_static_per_token_scales(each_isa, dtype):
     assert_near(ops.x86_linear_int8(*start, *FLOAT_OUTPUT), reference, (x - zero_point) * scale, weight, weight_scale)
 
 
-@pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
-def test_the_largest_operands_do_not_saturate(each_isa, sign):
+@pytest.mark.parametrize("value", [127, -128], ids=["positive", "negative"])
+def test_the_largest_operands_do_not_saturate(each_isa, value):
     depth, rows = 4096, 20
-    weight = torch.full((33, depth), 127 * sign, dtype=torch.int8)
+    weight = torch.full((33, depth), value, dtype=torch.int8)
     one = torch.tensor(1.0)
     x = torch.full((rows, depth), 255, dtype=torch.uint8)
     y = ops.x86_linear_int8(x, one, int32(0), weight, one, None, None, "none", *FLOAT_OUTPUT)
-    assert torch.equal(y, torch.full((rows, 33), 255.0 * 127 * depth * sign))
+    assert torch.equal(y, torch.full((rows, 33), 255.0 * value * depth))
     values = torch.full((rows, depth), 255.0)
     for rows_given in (values, values[:1]):
         y = ops.x86_linear_dynamic_int8(rows_given, weight, one, None, None, "none", *SPECS["uint8-affine-per-token"])
-        torch.testing.assert_close(y, torch.full_like(y, 255.0 * 127 * depth * sign), rtol=1e-6, atol=0)
+        torch.testing.assert_close(y, torch.full_like(y, 255.0 * value * depth), rtol=1e-6, atol=0)
 
 
 def test_an_int32_bias_is_in_units_of_the_accumulator(each_isa):
-    weight, weight_scale, _ = layer(64, 9)
+    weight, weight_scale, _ = integer_layer(9, 64)
     x = torch.randint(0, 256, (5, 64), dtype=torch.uint8)
     bias = torch.randint(-9999, 9999, (9,), dtype=torch.int32)
     start = (x, torch.tensor(0.1), int32(77), weight, weight_scale, bias, None, "relu")
@@ -142,7 +131,7 @@ def test_an_int32_bias_is_in_units_of_the_accumulator(each_isa):
 
 
 def test_strided_activations(each_isa):
-    weight, weight_scale, bias = layer(24, 10)
+    weight, weight_scale, bias = integer_layer(10, 24)
     spec = SPECS["uint8-affine-per-token"]
     for x in (torch.randn(24, 50).t(), torch.randn(5, 6, 48)[:, ::2, ::2], torch.randn(24).expand(4, 24)):
         y = ops.x86_linear_dynamic_int8(x, weight, weight_scale, bias, None, "none", *spec)
@@ -157,14 +146,14 @@ def test_strided_activations(each_isa):
 @pytest.mark.parametrize("depth", [1, 8])
 @pytest.mark.parametrize("strides", [(0, 1), (1, 1), (5, 1)], ids=str)
 def test_odd_strides_of_a_dimension_of_size_one(depth, strides):
-    weight = layer(depth, 17)[0]
+    weight = integer_layer(17, depth)[0]
     q = torch.randint(-128, 128, (depth,), dtype=torch.int8).as_strided((1, depth), strides)
     sums = accumulate(q, packed_weight(weight, torch.tensor(1.0)))
     assert torch.equal(sums.long(), q.long() @ weight.long().t())
 
 
 def test_rows_do_not_depend_on_their_batch(each_isa):
-    weight, weight_scale, bias = layer(40, 21)
+    weight, weight_scale, bias = integer_layer(21, 40)
     x = torch.randn(12, 40)
     arguments = (weight, weight_scale, bias, None, "gelu", *SPECS["uint8-affine-per-token"])
     together = ops.x86_linear_dynamic_int8(x, *arguments)
@@ -174,7 +163,7 @@ def test_rows_do_not_depend_on_their_batch(each_isa):
 
 @pytest.mark.parametrize("rows", [2, 90], ids=["few-rows", "many-rows"])
 def test_weight_only_equals_the_reference(each_isa, rows):
-    weight, weight_scale, bias = layer(35, 12)
+    weight, weight_scale, bias = integer_layer(12, 35)
     x = torch.randn(rows, 2, 35)
     for scale in (weight_scale, torch.tensor(0.02)):
         arguments = (weight, scale, bias, torch.randn(rows, 2, 12), "silu")
@@ -182,7 +171,7 @@ def test_weight_only_equals_the_reference(each_isa, rows):
 
 
 def test_embedding_equals_the_reference():
-    table, scale, _ = layer(16, 50)
+    table, scale, _ = integer_layer(50, 16)
     indices = torch.randint(0, 50, (3, 4))
     for each in (scale, torch.tensor(0.5)):
         assert torch.equal(ops.x86_embedding_int8(table, each, indices), ops.embedding_int8(table, each, indices))
@@ -190,7 +179,7 @@ def test_embedding_equals_the_reference():
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_an_unknown_activation_names_the_nearest(each_isa, rows):
-    weight, weight_scale, _ = layer(8, 4)
+    weight, weight_scale, _ = integer_layer(4, 8)
     x, q = torch.randn(rows, 8), torch.zeros(rows, 8, dtype=torch.uint8)
     common = (weight, weight_scale, None, None, "gelu_tan")
     for call in (
@@ -204,7 +193,7 @@ def test_an_unknown_activation_names_the_nearest(each_isa, rows):
 
 
 def test_opcheck(each_isa):
-    weight, weight_scale, bias = layer(16, 5)
+    weight, weight_scale, bias = integer_layer(5, 16)
     x, check = torch.randn(2, 3, 16), torch.library.opcheck
     common = (weight, weight_scale, bias, torch.randn(5), "gelu")
     q = torch.randint(0, 256, (2, 3, 16), dtype=torch.uint8)
@@ -219,7 +208,7 @@ def test_opcheck(each_isa):
 class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        for name, tensor in zip(("weight", "scale", "bias"), layer(16, 5), strict=True):
+        for name, tensor in zip(("weight", "scale", "bias"), integer_layer(5, 16), strict=True):
             self.register_buffer(name, tensor)
 
     def forward(self, x):

@@ -22,6 +22,8 @@ namespace neon_impl {
 
 #include "epilogue.h"
 
+#include "depthwise.h"
+
 #include "norm.h"
 
 #include "weight_only.h"
@@ -77,6 +79,10 @@ const Isa neon = {
     "neon",
     neon_impl::quantize_rows,
     neon_impl::quantize_all,
+    neon_impl::row_range,
+    neon_impl::row_qparams,
+    neon_impl::quantize_ranged,
+    neon_impl::depthwise,
     neon_impl::linear,
     neon_impl::embedding,
     neon_impl::norm,

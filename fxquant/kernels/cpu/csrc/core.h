@@ -16,11 +16,11 @@ constexpr int64_t kColumns = 64;  // columns of a packed block
 constexpr int64_t kDepth = 4;     // depths that one dot-product lane takes
 
 // Features of a linear up to which all its sums fit: those of weights the two halves of epilogue.h.
-constexpr int64_t kDeepest = 33025;
+constexpr int64_t kDeepest = 32767;
 
 using Half = uint16_t;  // the bits of a bfloat16
 
-enum class Activation { none, relu, gelu, gelu_tanh, silu };
+enum class Activation { none, relu, gelu, gelu_tanh, silu, add_relu };  // add_relu comes behind the residual
 
 // How a float row becomes bytes: q = clamp(round(x / S) + Z, qmin, qmax), stored as q + shift in u8.
 struct RowScheme {
@@ -54,6 +54,20 @@ struct Linear {
   uint8_t* y_q;  // [rows][n] bytes: clamp(round(y / out_scale) + out_zero_point, qmin, qmax), or null
   float out_scale;
   int32_t out_zero_point, out_qmin, out_qmax;
+  int64_t y_stride = 0;  // from row to row of y, y_half, y_q and residual; 0: n
+
+  int64_t pitch() const { return y_stride ? y_stride : n; }
+};
+
+// Sums over which float32 is exact: |Σ| ≤ 128·127·taps < 2²⁴.
+constexpr int64_t kMostTaps = 1024;
+
+// Bytes of images for convolutions with a filter for each channel, which are s8 here.
+struct DepthwiseInput {
+  const int8_t* values;
+  const int64_t* windows;  // where the window of each row begins
+  const int64_t* offsets;  // where each tap lies in a window
+  int64_t taps;
 };
 
 // Layer normalization over rows of d values, or RMS normalization.
@@ -132,6 +146,15 @@ struct Isa {
   // Quantize float values with one given scale and zero point (of the scheme, not shifted).
   void (*quantize_all)(const float* x, int64_t count, const RowScheme& scheme, float scale, int32_t zero_point,
                        uint8_t* q);
+  // The least and the greatest of some values, zero among them; NaN where one is not finite.
+  void (*range)(const float* x, int64_t count, float& low, float& high);
+  // Scale and zero point (of the scheme, not shifted) of a range.
+  void (*qparams)(float low, float high, const RowScheme& scheme, float& scale, int32_t& zero_point);
+  // As quantize_all, for values whose own range gave scale and zero point.
+  void (*quantize_ranged)(const float* x, int64_t count, const RowScheme& scheme, float scale, int32_t zero_point,
+                          uint8_t* q);
+  // Rows [0, rows) of a convolution with a filter for each channel; weight [taps][n rounded up to 64].
+  void (*depthwise)(const Linear& op, const DepthwiseInput& x, const float* weight, int64_t rows);
   // Compute rows [row, row_end) of the columns of blocks [block, block_end).
   void (*linear)(const Linear& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
   // y[i] = scale[index[i]]·table[index[i]], rows of d bytes.

@@ -44,7 +44,7 @@ inline V::F activate(V::F x) {
 }
 
 // A sum of weights as two s16, sum = 128·high + low, so that one instruction multiplies it exactly with a zero point Z
-// that is given as (Z, 128·Z). It holds while |sum| < 2²², which is for up to kDeepest features.
+// that is given as (Z, 128·Z). It holds for −2²² ≤ sum < 2²², which is for up to kDeepest features.
 inline int32_t halves(int32_t sum) { return static_cast<int32_t>(static_cast<uint32_t>(sum >> 7) << 16 | (sum & 127)); }
 inline V::I minus_halves(int32_t zero_point) {
   return V::seti(static_cast<int32_t>(static_cast<uint32_t>(-zero_point * 128) << 16 | (-zero_point & 0xffff)));
@@ -91,6 +91,7 @@ inline void finish_columns(const Linear& op, const Columns& columns, int64_t c, 
     const V::F value = V::to_float(V::dot(V::loadi(acc + r * kColumns + c), zero_point, sum));
     V::F v = activate<A>(V::fma(value, V::mul(V::set(op.x_scale[(row + r) * op.per_row]), scale), bias));
     if (residual) v = V::add(v, V::load(residual + r * residual_stride + c));
+    if constexpr (A == Activation::add_relu) v = activate<Activation::relu>(v);
     V::store(y + r * y_stride + c, v);
   }
 }
@@ -102,32 +103,32 @@ inline void store_halves(const float* y, Half* half) {
 // The rows of a tile. Where the block has fewer than 64 columns, or the result is not float32, they pass through a buffer.
 template <Activation A, int64_t kRows, int32_t kLess>
 inline void finish_as(const Linear& op, const Columns& columns, int64_t row, int64_t rows, const int32_t* acc) {
-  const int64_t place = row * op.n + columns.first;
+  const int64_t pitch = op.pitch(), place = row * pitch + columns.first;
   const bool whole = columns.count == kColumns, direct = whole && op.y;
   alignas(64) float local[kRows * kColumns];
   float* y = direct ? op.y + place : local;
-  const int64_t stride = direct ? op.n : kColumns;
+  const int64_t stride = direct ? pitch : kColumns;
   const float* residual = op.residual ? op.residual + place : nullptr;
   if (residual && !whole) {
     for (int64_t r = 0; r < rows; ++r)
-      std::memcpy(local + r * kColumns, residual + r * op.n, columns.count * sizeof(float));
+      std::memcpy(local + r * kColumns, residual + r * pitch, columns.count * sizeof(float));
     residual = local;
   }
   for (int64_t c = 0; c < kColumns; c += V::lanes)
-    finish_columns<A, kLess>(op, columns, c, row, rows, acc, residual, whole ? op.n : kColumns, y, stride);
+    finish_columns<A, kLess>(op, columns, c, row, rows, acc, residual, whole ? pitch : kColumns, y, stride);
   if (op.y && !whole)
     for (int64_t r = 0; r < rows; ++r)
-      std::memcpy(op.y + place + r * op.n, local + r * kColumns, columns.count * sizeof(float));
+      std::memcpy(op.y + place + r * pitch, local + r * kColumns, columns.count * sizeof(float));
   for (int64_t r = 0; op.y_half && r < rows; ++r) {
     alignas(64) Half halves[kColumns];
-    Half* to = op.y_half + place + r * op.n;
+    Half* to = op.y_half + place + r * pitch;
     store_halves(y + r * stride, whole ? to : halves);
     if (!whole) std::memcpy(to, halves, columns.count * sizeof(Half));
   }
   for (int64_t r = 0; op.y_q && r < rows; ++r) {
     alignas(64) uint8_t bytes[kColumns];
     store_quantized(op, y + r * stride, bytes);
-    std::memcpy(op.y_q + place + r * op.n, bytes, columns.count);
+    std::memcpy(op.y_q + place + r * pitch, bytes, columns.count);
   }
 }
 
@@ -139,6 +140,7 @@ inline void finish(const Linear& op, const Columns& columns, int64_t row, int64_
     case Activation::gelu: return finish_as<Activation::gelu, kRows, kLess>(op, columns, row, rows, acc);
     case Activation::gelu_tanh: return finish_as<Activation::gelu_tanh, kRows, kLess>(op, columns, row, rows, acc);
     case Activation::silu: return finish_as<Activation::silu, kRows, kLess>(op, columns, row, rows, acc);
+    case Activation::add_relu: return finish_as<Activation::add_relu, kRows, kLess>(op, columns, row, rows, acc);
   }
 }
 

@@ -74,8 +74,8 @@ inline void quantize_span(const float* x, int64_t k, const RowScheme& scheme, fl
 
 // The same for a row whose own range gave the scale, in all 256 values: nothing leaves the range of an integer then, and
 // the narrowing to bytes clamps.
-inline void quantize_ranged(const float* x, int64_t k, const RowScheme& scheme, float scale, int32_t zero_point,
-                            uint8_t* q) {
+inline void quantize_whole(const float* x, int64_t k, const RowScheme& scheme, float scale, int32_t zero_point,
+                           uint8_t* q) {
   const V::F s = V::set(scale), r = V::set(1.0f / scale);
   const V::I add = V::seti(zero_point + scheme.shift - 128);
   const auto lanes = [&](const float* p) { return V::addi(V::round(divide(V::load(p), s, r)), add); };
@@ -86,15 +86,20 @@ inline void quantize_ranged(const float* x, int64_t k, const RowScheme& scheme, 
   quantize_span(x + i, k - i, scheme, scale, zero_point, q + i);
 }
 
+inline void quantize_ranged(const float* x, int64_t k, const RowScheme& scheme, float scale, int32_t zero_point,
+                            uint8_t* q) {
+  const bool whole = scheme.qmax - scheme.qmin == 255;
+  (whole && scale >= kExactScale ? quantize_whole : quantize_span)(x, k, scheme, scale, zero_point, q);
+}
+
 inline void quantize_rows(const float* x, int64_t rows, int64_t k, const RowScheme& scheme, uint8_t* q, int64_t stride,
                           float* scale, int32_t* zero_point) {
-  const bool whole = scheme.qmax - scheme.qmin == 255;
   for (int64_t r = 0; r < rows; ++r) {
     float low, high;
     int32_t z;
     row_range(x + r * k, k, low, high);
     row_qparams(low, high, scheme, scale[r], z);
-    (whole && scale[r] >= kExactScale ? quantize_ranged : quantize_span)(x + r * k, k, scheme, scale[r], z, q + r * stride);
+    quantize_ranged(x + r * k, k, scheme, scale[r], z, q + r * stride);
     for (int64_t i = k; i < stride; ++i) q[r * stride + i] = 0;
     zero_point[r] = z + scheme.shift;
   }

@@ -1,4 +1,6 @@
 // Which of x86's instruction sets this CPU has, as it tells itself.
+#include <cpuid.h>
+
 #include "x86.h"
 
 namespace fxq {
@@ -27,14 +29,20 @@ const Isa& avx512_bf16() {
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-bool has_avx_vnni() { return has_avx2() && (__builtin_cpu_supports("avxvnni") || has_avx512_vnni()); }
+// VNNI in AVX's encoding, by CPUID: not every Clang knows its name.
+bool has_vex_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1u << 4) != 0;
+}
+
+bool has_avx_vnni() { return has_vex_vnni() || (has_avx2() && has_avx512_vnni()); }
 
 // As AVX2, but for linears. A CPU that has VNNI as part of AVX-512 alone runs the same code in that encoding.
 const Isa& avx_vnni() {
   static const Isa isa = [] {
     Isa changed = avx2;
     changed.name = "avx_vnni";
-    changed.linear = __builtin_cpu_supports("avxvnni") ? linear_avx_vnni : linear_avx512_vl;
+    changed.linear = has_vex_vnni() ? linear_avx_vnni : linear_avx512_vl;
     return changed;
   }();
   return isa;

@@ -27,6 +27,8 @@ namespace avx2_impl {
 
 #include "epilogue.h"
 
+#include "depthwise.h"
+
 #include "norm.h"
 
 #include "weight_only.h"
@@ -101,6 +103,10 @@ const Isa avx2 = {
     "avx2",
     avx2_impl::quantize_rows,
     avx2_impl::quantize_all,
+    avx2_impl::row_range,
+    avx2_impl::row_qparams,
+    avx2_impl::quantize_ranged,
+    avx2_impl::depthwise,
     avx2_impl::linear,
     avx2_impl::embedding,
     avx2_impl::norm,

@@ -27,6 +27,8 @@ namespace avx512_vnni_impl {
 
 #include "epilogue.h"
 
+#include "depthwise.h"
+
 #include "norm.h"
 
 #include "weight_only.h"
@@ -99,6 +101,10 @@ const Isa avx512_vnni = {
     "avx512_vnni",
     avx512_vnni_impl::quantize_rows,
     avx512_vnni_impl::quantize_all,
+    avx512_vnni_impl::row_range,
+    avx512_vnni_impl::row_qparams,
+    avx512_vnni_impl::quantize_ranged,
+    avx512_vnni_impl::depthwise,
     avx512_vnni_impl::linear,
     avx512_vnni_impl::embedding,
     avx512_vnni_impl::norm,

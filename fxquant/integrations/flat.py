@@ -9,7 +9,7 @@ from torch.export import Dim
 
 from fxquant.graph import edit, structure
 from fxquant.graph.calling import Leaf
-from fxquant.graph.signature import signature_of
+from fxquant.graph.signature import signature_of, without_signature
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Flat:
     example: tuple[Tensor, ...]
 
     @property
+    def call(self) -> str:
+        """How it is called, and what it returns, in a line."""
+        return f"called as ({', '.join(leaf.name for leaf in self.inputs)}) → ({', '.join(self.outputs)})"
+
+    @property
     def sizes(self) -> tuple[dict[int, Any], ...]:
         """Which sizes of each input vary, as torch.export takes it."""
         return tuple(
@@ -32,9 +37,7 @@ class Flat:
 def flattened(gm: fx.GraphModule) -> Flat:
     """Return a graph that is called with the tensors alone, and shares them with `gm`."""
     signature = signature_of(gm)
-    flat = edit.clone(gm)
-    flat.graph.set_codegen(fx.graph.CodeGen())
-    flat.recompile()
+    flat = without_signature(gm)
     inputs = [node for node in flat.graph.nodes if node.op == "placeholder"]
     example = tuple(_example(node, leaf) for node, leaf in zip(inputs, signature.leaves, strict=True))
     outputs = tuple(name or f"output_{place}" for place, name in enumerate(structure.names(signature.outputs)))

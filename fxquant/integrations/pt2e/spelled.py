@@ -1,10 +1,10 @@
 """Q/DQ graphs in the operators that other exporters know: `quantized_decomposed` ones, and plain ATen.
 
-What has fixed scales, one or one per channel, becomes the operators that exporters look for. The rest (scales found at
-run time, groups, 4-bit constants) becomes calls of Python functions, which the export after this traces to ATen.
+What has fixed scales, one or one per channel, becomes the operators that exporters look for; for what knows the whole
+dialect also scales found at run time (dynamic.py) and groups. The rest becomes calls of Python functions, which the
+export after this traces to ATen.
 """
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,17 @@ from torch import Tensor, fx
 
 from fxquant.errors import ConfigError
 from fxquant.graph import edit
-from fxquant.kernels import int4, qdq
+from fxquant.integrations.pt2e.dynamic import spell_dynamic
+from fxquant.integrations.pt2e.operators import called, decomposed
+from fxquant.kernels import qdq
+from fxquant.kernels.emit import read_integers, stored
 from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, DEQUANTIZE_GROUPS, QUANTIZE, UNPACK_INT4
 from fxquant.spec import QuantSpec
 
 _EMBEDDING = torch.ops.aten.embedding.default
 _LINEAR = torch.ops.aten.linear.default
 _CONVOLUTION = torch.ops.aten.convolution.default
+_RELU = torch.ops.aten.relu.default
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class Style:
     """What a converter makes of weights.
 
     `float_weights`: it reads a quantize and a dequantize, not a dequantize of integers. `lone_weights`: it reads one
-    wherever it is, not only in an op whose operand and result have fixed scales, too.
+    wherever it is, not only in an op whose operand is quantized, too. `whole`: it knows all operators of
+    quantized_decomposed, not only those with fixed scales.
     """
 
     float_weights: bool = False
     lone_weights: bool = True
+    whole: bool = False
 
 
 def spelled(qdq_graph: fx.GraphModule, style: Style) -> fx.GraphModule:
@@ -41,16 +47,19 @@ def spelled(qdq_graph: fx.GraphModule, style: Style) -> fx.GraphModule:
         ConfigError: there is no other way to write an operator of it.
     """
     gm = edit.clone(qdq_graph)
-    decomposed = _decomposed()
+    operators = decomposed()
     for node in list(gm.graph.nodes):
         if node.target is UNPACK_INT4:
             _unpack(gm, node)
         elif node.target is _EMBEDDING:
             _spell_embedding(node)
     edit.sweep(gm)
+    if style.whole:
+        spell_dynamic(gm)
+        _spell_groups(gm)
     for node in [node for node in gm.graph.nodes if node.target in (QUANTIZE, DEQUANTIZE)]:
         if _is_fixed(node) and (style.lone_weights or not _is_lone(node)):
-            _spell_fixed(gm, node, decomposed, style.float_weights)
+            _spell_fixed(gm, node, operators, style.float_weights)
     for node in gm.graph.nodes:
         node.target = _FUNCTIONS.get(node.target, node.target)
     edit.sweep(gm)
@@ -64,45 +73,57 @@ def spelled(qdq_graph: fx.GraphModule, style: Style) -> fx.GraphModule:
     return gm
 
 
-def _decomposed() -> Any:
-    """Return the namespace of the operators that exporters know, which torch registers where they are defined."""
-    importlib.import_module("torch.ao.quantization.fx._decomposed")
-    return torch.ops.quantized_decomposed
-
-
 def _is_fixed(node: fx.Node) -> bool:
     return edit.is_constant(node.args[1]) and edit.is_constant(node.args[2])
 
 
 def _is_lone(node: fx.Node) -> bool:
-    """Say whether a weight is read by an op that does not take and give values with fixed scales alone."""
+    """Say whether a weight is read by an op whose activations are in float, or go to it with a fixed scale alone."""
     source: Any = node.args[0]
     if node.target is not DEQUANTIZE or not edit.is_constant(source):
         return False
-    return not all(
-        user.target in (_LINEAR, _CONVOLUTION)
-        and _is_a("dequantize", user.args[0])
-        and all(_is_a("quantize", reader) for reader in user.users)
-        for user in node.users
-    )
+    return not all(user.target in (_LINEAR, _CONVOLUTION) and _is_integer(user) for user in node.users)
+
+
+def _is_integer(op: fx.Node) -> bool:
+    """Say whether an op takes scales found at run time, or takes and gives values with fixed ones."""
+    if called(op.args[0]) == "dequantize_per_token":  # type: ignore[arg-type]
+        return True
+    behind = [reader for user in op.users for reader in (user.users if user.target is _RELU else [user])]
+    return _is_a("dequantize", op.args[0]) and all(_is_a("quantize", reader) for reader in behind)
 
 
 def _is_a(verb: str, node: Any) -> bool:
     """Say whether a node is a quantize or a dequantize with fixed scales, however it is spelled by now."""
     mine = {"quantize": QUANTIZE, "dequantize": DEQUANTIZE}[verb]
-    theirs = str(node.target).startswith(f"quantized_decomposed.{verb}_per_")
-    return theirs or (node.target is mine and _is_fixed(node))
+    return (called(node) or "").startswith(f"{verb}_per_") or (node.target is mine and _is_fixed(node))
+
+
+def _spell_groups(gm: fx.GraphModule) -> None:
+    """Replace the dequantize of weights with scales for groups, where all groups are full, by the operator for it."""
+    for node in gm.graph.find_nodes(op="call_function", target=DEQUANTIZE_GROUPS):
+        source, scale, zero_point, size = node.args
+        known = edit.info(source)
+        if known is None or len(known.shape) != 2 or known.shape[-1] % size or not _is_fixed(node):
+            continue
+        spec = QuantSpec.from_dict(edit.marks(node)["spec"])
+        scales = edit.get_tensor(gm, scale)
+        # in 32 bits: the operator subtracts them in the wider type of both
+        zeros = edit.get_tensor(gm, zero_point).to(torch.int32).expand(scales.shape).contiguous()
+        place = edit.add_constant(gm, f"{zero_point.target}_groups", zeros, node)
+        args = (source, scale, place, spec.qmin, spec.qmax, known.dtype, size, torch.float32)
+        target = decomposed().dequantize_per_channel_group.default
+        with gm.graph.inserting_before(node):
+            edit.replace(node, edit.call(gm.graph, target, args, like=node, value=edit.info(node)))
 
 
 def _unpack(gm: fx.GraphModule, node: fx.Node) -> None:
     """Store the integers of a 4-bit constant one to a byte: exporters have no operator for two."""
-    packed, size, signed = node.args
-    assert isinstance(packed, fx.Node)
-    integers = int4.unpack_int4(edit.get_tensor(gm, packed), size, signed)  # type: ignore[arg-type]
-    edit.replace(node, edit.add_constant(gm, f"{packed.target}_unpacked", integers, node))
+    integers = read_integers(gm, node)
+    edit.replace(node, edit.add_constant(gm, f"{stored(node).target}_unpacked", integers, node))
 
 
-def _spell_fixed(gm: fx.GraphModule, node: fx.Node, decomposed: Any, float_weights: bool) -> None:
+def _spell_fixed(gm: fx.GraphModule, node: fx.Node, operators: Any, float_weights: bool) -> None:
     """Replace a quantize or dequantize with constant scales by the operator of its kind."""
     arguments: tuple[Any, ...] = node.args
     source, scale_node, zero_node, axis = arguments[:4]
@@ -114,8 +135,8 @@ def _spell_fixed(gm: fx.GraphModule, node: fx.Node, decomposed: Any, float_weigh
         if verb == "dequantize" and float_weights and edit.is_constant(source):
             floats = qdq.dequantize(edit.get_tensor(gm, source), scale, zero_point, axis)
             source = edit.add_constant(gm, f"{source.target}_float", floats, node)
-            source = _call(gm, node, decomposed, "quantize", source, scheme)
-        edit.replace(node, _call(gm, node, decomposed, verb, source, scheme))
+            source = _call(gm, node, operators, "quantize", source, scheme)
+        edit.replace(node, _call(gm, node, operators, verb, source, scheme))
 
 
 def _integers(node: fx.Node) -> torch.dtype:
@@ -126,15 +147,15 @@ def _integers(node: fx.Node) -> torch.dtype:
 
 
 def _call(
-    gm: fx.GraphModule, like: fx.Node, decomposed: Any, verb: str, source: fx.Node, scheme: tuple[Any, ...]
+    gm: fx.GraphModule, like: fx.Node, operators: Any, verb: str, source: fx.Node, scheme: tuple[Any, ...]
 ) -> fx.Node:
     scale, zero_point, axis, *limits = scheme
     if axis is None:
-        target = getattr(decomposed, f"{verb}_per_tensor").default
+        target = getattr(operators, f"{verb}_per_tensor").default
         return edit.call(
             gm.graph, target, (source, float(scale), int(zero_point), *limits), like=like, value=edit.info(like)
         )
-    target = getattr(decomposed, f"{verb}_per_channel").default
+    target = getattr(operators, f"{verb}_per_channel").default
     scales = edit.add_constant(gm, "scales", scale, like)
     # in the type that exporters expect, whatever that of the integers is
     zeros = edit.add_constant(gm, "zero_points", zero_point.to(torch.int64).expand(scale.shape).contiguous(), like)
