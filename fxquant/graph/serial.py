@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from fxquant.errors import ArtifactError
+from fxquant.errors import ArtifactError, first_line
 from fxquant.graph import edit, targets, values
 from fxquant.graph.signature import Signature, SignatureCodeGen, signature_of
 
@@ -106,8 +106,8 @@ def _compiled(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
         warnings.simplefilter("error", SyntaxWarning)
         try:
             return fx.GraphModule(root, graph, class_name="LoadedGraph")
-        except SyntaxError as error:
-            raise ArtifactError(f"a graph makes no program that can run: {error.msg}") from None
+        except (SyntaxError, IndexError) as error:  # an index: an operator of Python with too few arguments
+            raise ArtifactError(f"a graph makes no program that can run: {first_line(error)}") from None
 
 
 def _graph(entries: Sequence[dict[str, Any]], signature: Signature) -> fx.Graph:

@@ -79,10 +79,10 @@ def test_kernels_refuse_weights_that_are_affine_and_some_that_use_minus_128(name
         full = QuantSpec(granularity="per-channel", axis=0, symmetric=True, range="full")
         assert "weight.symmetric = true" in str(backend.refusal(rule, "weight", affine, (8, 8)))
         refusal = backend.refusal(rule, "weight", full, (8, 8))
-        if name != "cuda" and rule.kernel in ("linear_int8", "embedding_int8"):
-            assert refusal is None
-        else:
+        if name == "cuda" or rule.kernel == "grouped_linear_int8":
             assert "weight.range = restricted" in str(refusal)
+        else:
+            assert refusal is None
 
 
 @pytest.mark.parametrize("name", PACKAGED)

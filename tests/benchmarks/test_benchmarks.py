@@ -1,6 +1,5 @@
 """Every script in benchmarks/ runs, on a tiny model where it takes one, and prints the tables that it promises."""
 
-import importlib.util
 import re
 
 import pytest
@@ -69,14 +68,6 @@ def test_minilm_reads_gold_scores(script, tmp_path):
     assert minilm.gold_pairs(tmp_path, 10) == [('A "man.', "A cat.", 2.5), ("One.", "Two.", 0.0)]
     assert len(minilm.gold_pairs(tmp_path, 1)) == 1
     assert minilm.gold_pairs(tmp_path / "elsewhere", 1) == []
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="the PT2E peer needs torchao")
-def test_pt2e_peer_multiplies_integers(script, tiny):
-    minilm, peers = script("minilm"), script("peers")
-    material, _ = minilm.prepare(minilm.parse(["--quick", "--model", tiny]))
-    peer = peers.pt2e(material)
-    assert minilm.verdict(peer, minilm.trace(peer, {"8×64": material.calibration[0]})) == ""
 
 
 def test_without_the_model_a_benchmark_says_what_to_install(script, monkeypatch):
