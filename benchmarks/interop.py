@@ -1,4 +1,4 @@
-"""fxquant's ONNX files in ONNX Runtime and OpenVINO, beside what their own quantizers make of the same model.
+"""fxquant's files in ONNX Runtime and OpenVINO, beside what their own quantizers make of the same model.
 
     python benchmarks/interop.py [--models minilm bert-base gpt2 vit] [--recipes static …] [--cells 8x128 …]
                                  [--work DIR] [--rounds 7] [--seconds 10] [--threads 2] [--quick]
@@ -32,11 +32,21 @@ from turns import take_turns
 
 import fxquant as fxq
 from fxquant.evaluation.embedding import agreement, embed
-from fxquant.integrations.onnx.profiles import PROFILES
+from fxquant.integrations.runtimes import RUNTIMES as WRITERS
 
 MODELS = ("minilm", "bert-base", "gpt2", "vit")
 RECIPES = ("static", "static-smoothquant", "dynamic", "weight-only")
 Call = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Road:
+    """How a model comes to a runtime: what quantizes it, writes its file (integrations/runtimes.py), and runs it."""
+
+    backend: str
+    writes: str
+    file: str
+    start: Callable[[Path, int], Call]
 
 
 @dataclass(frozen=True)
@@ -121,9 +131,9 @@ def measure(args: argparse.Namespace, model: Model, folder: Path) -> None:
     ours = dict[str, Call]()
     differences = []
     for recipe in args.recipes:
-        for runtime, (backend, target, start) in RUNTIMES.items():
-            qdq, path = exported(captured, recipe, model, folder, backend, target)
-            reference, call = PROFILES[target].dialect(qdq), start(path, args.threads)
+        for runtime, road in RUNTIMES.items():
+            qdq, path = exported(captured, recipe, model, folder, road)
+            reference, call = WRITERS[road.writes].reference(qdq), road.start(path, args.threads)
             reference.recompile()
             ours[f"fxquant {recipe} in {runtime}"] = call
             differences.append((recipe, runtime, f"{difference(call, reference, model.calibration[-1]):.1e}"))
@@ -140,15 +150,15 @@ def usable(cells: list[Cell], model: Model) -> list[Cell]:
     return [cell for cell in cells if model.subject is not None and model.subject.fits(cell)]
 
 
-def exported(captured: Any, recipe: str, model: Model, folder: Path, backend: str, target: str) -> tuple[Any, Path]:
-    """Return a Q/DQ graph and its ONNX file, from the folder if they are there."""
-    artifact, out = folder / f"{recipe}-{backend}-artifact", folder / f"{recipe}-{target}"
+def exported(captured: Any, recipe: str, model: Model, folder: Path, road: Road) -> tuple[Any, Path]:
+    """Return a Q/DQ graph and its file, from the folder if they are there."""
+    artifact, out = folder / f"{recipe}-{road.backend}-artifact", folder / f"{recipe}-{road.writes}"
     if not artifact.exists():
-        fxq.save(common.convert(captured, recipe, model.calibration, backend), artifact)
+        fxq.save(common.convert(captured, recipe, model.calibration, road.backend), artifact)
     qdq = fxq.load(artifact, lower=False)
     if not out.exists():
-        fxq.export(qdq, out, target=target)
-    return qdq, out / "model.onnx"
+        fxq.export(qdq, out, format=WRITERS[road.writes].format, target=WRITERS[road.writes].target)
+    return qdq, out / road.file
 
 
 def ort(path: Path, threads: int) -> Call:
@@ -183,8 +193,11 @@ def openvino(path: Path, threads: int) -> Call:
     return call
 
 
-# For each runtime the backend that quantizes for it, the target of the export, and what runs its file.
-RUNTIMES = {"ORT": ("x86", "onnxruntime", ort), "OpenVINO": ("openvino", "openvino", openvino)}
+RUNTIMES = {
+    "ORT": Road("x86", "onnxruntime", "model.onnx", ort),
+    "OpenVINO": Road("openvino", "openvino", "model.onnx", openvino),
+    "OpenVINO's own files": Road("openvino", "openvino-ir", "model.xml", openvino),
+}
 
 
 def difference(call: Call, reference: Call, batch: Batch) -> float:
@@ -202,7 +215,7 @@ def own_quantizers(args: argparse.Namespace, model: Model, folder: Path) -> dict
                 found[name] = SYSTEMS[name](Context(model.subject, folder, args.threads)).call
             else:
                 path = write(Source(model.module, model.calibration, folder))
-                found[name] = RUNTIMES[runtime][-1](path, args.threads)
+                found[name] = RUNTIMES[runtime].start(path, args.threads)
         except Exception as error:  # a peer may fail in whatever way it likes; the others are still measured
             print(f"{name}: not measured: {type(error).__name__}: {str(error)[:90]}")
     return found
