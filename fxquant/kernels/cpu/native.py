@@ -126,7 +126,7 @@ def _build(processor: str, library: Path) -> None:
     console = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory(dir=library.parent) as folder,
-        console.status("fxquant: compiling the CPU kernels (once, about 20 seconds)"),
+        console.status("fxquant: compiling the CPU kernels (once, a minute or two)"),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
