@@ -47,6 +47,12 @@ def choose_qparams(
     return qparams.scale, qparams.zero_point
 
 
+def quantize_dynamic(x: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `x` quantized by its own minimum and maximum, with the scale and zero point of `choose_qparams`."""
+    qparams = numerics.choose_qparams(x, spec)
+    return numerics.quantize(x, qparams, spec), qparams.scale, qparams.zero_point
+
+
 def _fake_quantize_op(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, qmin: int, qmax: int, dtype: torch.dtype
 ) -> Tensor:

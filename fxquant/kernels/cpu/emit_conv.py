@@ -7,7 +7,7 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.kernels.cpu import native
-from fxquant.kernels.cpu.packed import DEEPEST
+from fxquant.kernels.cpu.packed import DEEPEST, column_sums
 from fxquant.kernels.cpu.packed_conv import pack_filters
 from fxquant.kernels.emit import BYTES, activation_of, integers_of
 from fxquant.kernels.emit_conv import conv_emitter, conv_refusal, geometry
@@ -36,7 +36,7 @@ def emit_conv(site: Site) -> fx.Node | str:
     name = f"{node.target}_{groups}"  # a weight that is read in other groups is packed anew
     source = Source(str(node.target), "packed_filters", (groups,))
     packed = site.constant(f"{name}_packed", lambda: pack_filters(weight, groups), source)
-    sums = site.constant(f"{node.target}_sum", lambda: weight.flatten(1).sum(1, dtype=torch.int32))
+    sums = site.constant(f"{node.target}_sum", lambda: column_sums(weight.flatten(1)))
     tail = (packed, scale, sums, site.float_value("bias"), site.float_value("residual"), activation_of(site))
     options = (list(weight.shape[2:]), stride, padding, dilation, groups)
     assert x.spec is not None, "no refusal"

@@ -62,9 +62,7 @@ def linear_dynamic_int8(
     range: str,
 ) -> Tensor:
     """Return activation(x·wᵀ + bias) + residual, (…, N) float32, for float32 x (…, K) quantized per token."""
-    scale, zero_point = qdq.choose_qparams(x, dtype, "per-token", None, symmetric, range)
-    spec = qdq.dynamic_spec(dtype, "per-token", None, symmetric, range)
-    q = qdq.quantize(x, scale, zero_point, None, spec.qmin, spec.qmax, spec.format.torch_dtype)
+    q, scale, zero_point = qdq.quantize_dynamic(x, qdq.dynamic_spec(dtype, "per-token", None, symmetric, range))
     weight = unpack(packed, weight_sum.shape[0], x.shape[-1])
     epilogue = (bias, residual, activation, None, None, 0, 0, torch.float32)
     return reference.linear_int8(q, scale, zero_point, weight, weight_scale, *epilogue)

@@ -95,10 +95,7 @@ def conv_dynamic_int8(
     range: str,
 ) -> Tensor:
     """Return activation(conv(x, w) + bias) + residual, float32, for float32 x quantized per sample or per tensor."""
-    x = x.float()
-    scale, zero_point = qdq.choose_qparams(x, dtype, granularity, None, symmetric, range)
-    spec = qdq.dynamic_spec(dtype, granularity, None, symmetric, range)
-    q = qdq.quantize(x, scale, zero_point, None, spec.qmin, spec.qmax, spec.format.torch_dtype)
+    q, scale, zero_point = qdq.quantize_dynamic(x.float(), qdq.dynamic_spec(dtype, granularity, None, symmetric, range))
     tail = (bias, residual, activation, kernel, stride, padding, dilation, groups, None, None, 0, 0, torch.float32)
     return conv_int8(q, scale, zero_point, packed, weight_scale, weight_sum, *tail)
 

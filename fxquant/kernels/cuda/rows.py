@@ -23,9 +23,7 @@ def quantize_rows(x: Tensor, dtype: str, symmetric: bool, range: str) -> tuple[T
 
     `dtype` ("int8" or "uint8"), `symmetric` and `range` are the fields of a QuantSpec.
     """
-    scale, zero_point = qdq.choose_qparams(x, dtype, "per-token", None, symmetric, range)
-    spec = row_spec(dtype, symmetric, range)
-    return numerics.quantize(x, QParams(scale, zero_point), spec), scale, zero_point
+    return qdq.quantize_dynamic(x, row_spec(dtype, symmetric, range))
 
 
 def norm_quantize_rows(

@@ -6,9 +6,8 @@ The integers equal those of the three ops to the bit, the float results to a few
 import torch
 from torch import Tensor
 
-from fxquant import numerics
 from fxquant.kernels.library import define
-from fxquant.kernels.qdq import dynamic_spec
+from fxquant.kernels.qdq import dynamic_spec, quantize_dynamic
 from fxquant.kernels.reference import linear as reference
 from fxquant.kernels.x86.activations import quantize_rows, quantize_whole
 from fxquant.kernels.x86.gemm import FLOAT_OUTPUT, finish_, fused, rows_by_int_mm, rows_by_qlinear, single_row
@@ -65,10 +64,9 @@ def _portable(
     activation: str,
     spec: QuantSpec,
 ) -> Tensor:
-    qparams = numerics.choose_qparams(x, spec)
-    q = numerics.quantize(x, qparams, spec)
-    quantized = (q, qparams.scale, qparams.zero_point, weight, weight_scale)
-    return reference.linear_int8(*quantized, bias, residual, activation, None, None, 0, 0, torch.float32)
+    q, scale, zero_point = quantize_dynamic(x, spec)
+    epilogue = (bias, residual, activation, None, None, 0, 0, torch.float32)
+    return reference.linear_int8(q, scale, zero_point, weight, weight_scale, *epilogue)
 
 
 def _fake_linear_dynamic_int8(
