@@ -1,6 +1,7 @@
 """Runs the calls of a lowered graph in C++: between two kernels of a small batch Python took as long as they."""
 
 from collections.abc import Sequence
+from itertools import count
 from operator import is_
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph import attributes, plan
-from fxquant.graph.signature import NAME, Signature, SignatureCodeGen
+from fxquant.graph.signature import Signature, SignatureCodeGen
 from fxquant.kernels.cpu import native
 
 PLAN = "_fxquant_plan"  # what runs the calls, in generated code
@@ -53,24 +54,23 @@ class PlannedCodeGen(SignatureCodeGen):
     def _planned(self, body: list[str]) -> list[str]:
         read = plan.read(body)
         self._runner = Runner(read) if read else None
-        return attributes.read_directly(body, _lines(read) if read else ())
+        return attributes.read_directly(body, self._lines(read) if read else ())
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         """Return the names that the generated code reads."""
         runner, self._runner = self._runner, None  # it belongs to the code alone, and goes with it
         return [*super().additional_globals(), *([(PLAN, runner)] if runner else [])]
 
-
-def _lines(read: plan.Plan) -> Sequence[str]:
-    """Return the statements that run a plan and return what it gives."""
-    given, constants = read.inputs[: read.given], read.inputs[read.given :]
-    found = iter(range(len(read.returned)))
-    leaves = ", ".join("None" if slot is None else f"_results[{next(found)}]" for slot in read.returned)
-    return (
-        f"if {PLAN}.takes({', '.join(given)}):",
-        f"    _results = {PLAN}.run([{', '.join(given)}], ({''.join(f'{name}, ' for name in constants)}))",
-        f"    return {NAME}.unflatten(({leaves}{',' if leaves else ''}))",
-    )
+    def _lines(self, read: plan.Plan) -> Sequence[str]:
+        """Return the statements that run a plan and return what it gives."""
+        given, constants = read.inputs[: read.given], read.inputs[read.given :]
+        found = count()
+        leaves = ["None" if slot is None else f"_results[{next(found)}]" for slot in read.returned]
+        return (
+            f"if {PLAN}.takes({', '.join(given)}):",
+            f"    _results = {PLAN}.run([{', '.join(given)}], ({''.join(f'{name}, ' for name in constants)}))",
+            f"    {self.generate_output(leaves, repr_fn=str)}",
+        )
 
 
 def run_as_plan(gm: fx.GraphModule) -> None:
