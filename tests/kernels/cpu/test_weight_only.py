@@ -205,7 +205,7 @@ def test_a_broadcast_residual_and_half_precision(native_isa):
         ({"zero_point": torch.zeros(1, 3, 10, dtype=torch.int8)}, r"the zero points are not one for each scale"),
         ({"packed": torch.zeros(1, 3, 64, dtype=torch.int8)}, r"the weight is not packed"),
     ],
-    ids=["features", "columns", "group", "bias", "activation", "zero-points", "packed"],
+    ids=["features", "columns", "group", "bias", "activation", "of-convolutions", "zero-points", "packed"],
 )
 def test_what_does_not_fit_is_named(change, text):
     if not native.available():
