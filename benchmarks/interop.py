@@ -1,7 +1,7 @@
 """fxquant's files in ONNX Runtime and OpenVINO, beside what their own quantizers make of the same model.
 
     python benchmarks/interop.py [--models minilm bert-base gpt2 vit] [--recipes static …] [--cells 8x128 …]
-                                 [--work DIR] [--rounds 7] [--seconds 10] [--threads 2] [--quick]
+                                 [--work DIR] [--rounds 7] [--seconds 10] [--threads 2] [--convert] [--quick]
 
 MiniLM has its real weights and is judged on real sentences that did not calibrate; the others have random weights of
 the size of BERT-base, GPT-2 and ViT-base. The difference is that of a runtime to the Q/DQ graph with the substitutions
@@ -80,6 +80,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=10, help="more rounds are run until a cell has taken so long")
+    parser.add_argument("--convert", action="store_true", help="write the files into --work, and measure no times")
     parser.add_argument("--quick", action="store_true", help="one round, small models")
     args = parser.parse_args(arguments)
     args.cells = [cell for cell in CELLS if cell.name in args.cells]
@@ -136,6 +137,8 @@ def measure(args: argparse.Namespace, model: Model, folder: Path) -> None:
             differences.append((recipe, name, f"{difference(call, reference, model.calibration[-1]):.1e}"))
     common.show(f"{model.name}: largest difference to the Q/DQ graph", ("recipe", "runtime", "difference"), differences)
     peers = own_quantizers(args, model, folder)
+    if args.convert:
+        return
     if model.subject is not None and model.subject.held_out:
         judge(model.subject, ours | peers)
     cells = args.cells if model.subject else []
