@@ -6,6 +6,7 @@
 import pytest
 import torch
 from captured import captured, converted
+from generative import decoder, prompts
 from linears import integers, random
 
 import fxquant as fxq
@@ -212,6 +213,23 @@ def test_a_call_that_waits_is_not_recorded():
     with pytest.warns(fxq.FxQuantWarning, match="run without a CUDA graph"):
         assert torch.equal(fxq.cuda_graphs(Waits())(x), 3 * x)
     assert torch.equal(fxq.cuda_graphs(torch.nn.ReLU())(x), x), "the next recording is not disturbed"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_decoders_tokens_are_replayed(name, recwarn):
+    """Beyond the first length of the caches, and a window; greedy and by beams, which reorder caches."""
+    program = fxq.quantize(decoder(name).to("cuda"), on_gpu(prompts()), backend="cuda", recipe="weight-only")
+    recorded, ids = fxq.cuda_graphs(program, tokens=12), prompts(1, 20)["input_ids"].to("cuda")
+    past, other = None, None
+    for first, last in ((0, 8), *((place, place + 1) for place in range(8, 20))):
+        given = {"input_ids": ids[:, first:last], "use_cache": True}
+        found, expected = recorded(**given, past_key_values=past), program(**given, past_key_values=other)
+        past, other = found.past_key_values, expected.past_key_values
+        assert_near(found.logits, expected.logits.cpu())
+    for options in ({}, {"num_beams": 3}):
+        tokens = recorded.generate(**on_gpu(prompts()), max_new_tokens=8, do_sample=False, **options)
+        assert tokens.shape[1] > 9
+    assert not recwarn.list, "all was recorded"
 
 
 def test_torch_compile(lowered):
