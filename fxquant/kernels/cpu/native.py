@@ -27,7 +27,7 @@ from fxquant.kernels.cpu import (
     weight_only,
 )
 from fxquant.kernels.cpu.isa import PROCESSORS, VARIABLE, forced_isa, micro_kernels, torch_stands_in
-from fxquant.kernels.cpu.toolchain import core_files, core_folders, fingerprint, flags
+from fxquant.kernels.cpu.toolchain import core_files, core_folders, fingerprint, flags, library_sources
 
 __all__ = [
     "available",
@@ -126,13 +126,13 @@ def _build(processor: str, library: Path) -> None:
     console = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory(dir=library.parent) as folder,
-        console.status("fxquant: compiling the CPU kernels (once, a minute or two)"),
+        console.status("fxquant: compiling the CPU kernels (once, a minute or less)"),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
         load(
             "fxquant_kernels",
-            [str(path) for path in core_files(processor) if path.suffix == ".cpp"],
+            [str(path) for path in library_sources(processor)],
             extra_cflags=flags().compile,
             extra_ldflags=flags().link,
             extra_include_paths=[str(folder) for folder in core_folders(processor)],

@@ -36,6 +36,11 @@ def core_sources(processor: str) -> list[Path]:
     return [path for path in core_files(processor) if path.suffix == ".cpp" and not path.name.startswith("binding")]
 
 
+def library_sources(processor: str) -> list[Path]:
+    """Return what the library for torch is compiled of: the core, and the bindings where they stand together."""
+    return [*core_sources(processor), *sorted((KERNELS / "cpu" / "csrc").glob("bindings_*.cpp"))]
+
+
 def fingerprint(files: Iterable[Path], *settings: object) -> str:
     """Return 16 digits that change with the names and contents of `files`, and with what else decides a build."""
     digest = hashlib.sha256(repr(settings).encode())

@@ -1,6 +1,15 @@
 """Flags of the C++ kernels on each system."""
 
-from fxquant.kernels.cpu.toolchain import flags
+import re
+
+from fxquant.kernels.cpu.toolchain import KERNELS, flags, library_sources
+
+
+def test_every_binding_is_in_one_translation_unit():
+    """An op whose binding no unit includes would only be missed when it is called."""
+    compiled = "".join(path.read_text() for path in library_sources("x86") if path.name.startswith("bindings_"))
+    included = re.findall(r'#include "(binding_.*\.cpp)"', compiled)
+    assert sorted(included) == sorted(path.name for path in (KERNELS / "cpu" / "csrc").glob("binding_*.cpp"))
 
 
 def test_compilers_but_apples_have_openmp():

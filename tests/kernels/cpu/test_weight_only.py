@@ -201,10 +201,11 @@ def test_a_broadcast_residual_and_half_precision(native_isa):
         ({"shape": (10, 0)}, r"a group of 0 weights"),
         ({"bias": torch.randn(9)}, r"the bias is not one value for each of 10 columns"),
         ({"activation": "gelu_tan"}, r"unknown activation 'gelu_tan'; known: none, relu, gelu, gelu_tanh, silu"),
+        ({"activation": "add_relu"}, r"unknown activation 'add_relu'"),  # a convolution's alone
         ({"zero_point": torch.zeros(1, 3, 10, dtype=torch.int8)}, r"the zero points are not one for each scale"),
         ({"packed": torch.zeros(1, 3, 64, dtype=torch.int8)}, r"the weight is not packed"),
     ],
-    ids=["features", "columns", "group", "bias", "activation", "zero-points", "packed"],
+    ids=["features", "columns", "group", "bias", "activation", "of-convolutions", "zero-points", "packed"],
 )
 def test_what_does_not_fit_is_named(change, text):
     if not native.available():

@@ -33,9 +33,7 @@ inline Activation activation_of(std::string_view name) {
   if (name == "relu") return Activation::relu;
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_tanh") return Activation::gelu_tanh;
-  if (name == "add_relu") return Activation::add_relu;
-  TORCH_CHECK(name == "silu", "fxquant: unknown activation '", name,
-              "'; known: none, relu, gelu, gelu_tanh, silu, add_relu");
+  TORCH_CHECK(name == "silu", "fxquant: unknown activation '", name, "'; known: none, relu, gelu, gelu_tanh, silu");
   return Activation::silu;
 }
 

@@ -7,7 +7,7 @@
 
 #include "attention_operands.h"
 
-namespace {
+namespace fxq::attention_binding {
 
 using at::Tensor;
 using fxq::Heads;
@@ -80,7 +80,7 @@ Tensor attention(const Tensor& q_, const optional<Tensor>& k_, const optional<Te
   return y;
 }
 
-}  // namespace
-
 // The schema is defined in Python (attention.py), where the op has an implementation that runs anywhere.
 TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("attention", attention); }
+
+}  // namespace fxq::attention_binding

@@ -9,7 +9,7 @@
 #include "attention_operands.h"
 #include "binding_growing.h"
 
-namespace {
+namespace fxq::cached_attention_binding {
 
 using at::Tensor;
 using fxq::Heads;
@@ -204,10 +204,10 @@ std::tuple<Tensor, Tensor, Tensor> cached_attention(const Tensor& q_, const opti
   return {y, key, value};
 }
 
-}  // namespace
-
 // The schemas are defined in Python (rotary.py, cached_attention.py), where the ops have implementations that run anywhere.
 TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
   m.impl("rotary", rotary);
   m.impl("cached_attention", cached_attention);
 }
+
+}  // namespace fxq::cached_attention_binding

@@ -13,7 +13,7 @@
 #include "binding.h"
 #include "conv.h"
 
-namespace {
+namespace fxq::conv_binding {
 
 using at::IntArrayRef;
 using at::Tensor;
@@ -122,7 +122,7 @@ Convolution convolution_of(const Images& images, const Tensor& x, const Tensor& 
   conv.op.depths = conv.depthwise ? 0 : packed.size(1);
   conv.op.x_stride = conv.op.depths * fxq::kDepth;
   conv.op.per_column = weight_scale.numel() > 1;
-  conv.op.activation = fxq::activation_of(activation);
+  conv.op.activation = activation == "add_relu" ? fxq::Activation::add_relu : fxq::activation_of(activation);
   conv.rows = images.batch * conv.geometry.places();
   const int64_t macs = conv.rows * conv.columns * conv.geometry.taps() * (images.channels / groups);
   conv.threads = macs < fxq::kSerial ? 1 : at::get_num_threads();
@@ -348,10 +348,10 @@ Tensor conv_static(const Tensor& x_, const Tensor& x_scale, const Tensor& x_zero
   return conv.y;
 }
 
-}  // namespace
-
 // The schemas are defined in Python (packed_conv.py), where each op has an implementation that runs anywhere.
 TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
   m.impl("packed_conv_dynamic_int8", conv_dynamic);
   m.impl("packed_conv_int8", conv_static);
 }
+
+}  // namespace fxq::conv_binding

@@ -4,7 +4,7 @@
 
 #include "attention_operands.h"
 
-namespace {
+namespace fxq::cross_attention_binding {
 
 using at::Tensor;
 using fxq::Heads;
@@ -43,7 +43,7 @@ Tensor cross_attention(const Tensor& q_, const Tensor& key, const Tensor& value,
   return y;
 }
 
-}  // namespace
-
 // The schema is defined in Python (cross_attention.py), where the op has an implementation that runs anywhere.
 TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("cross_attention", cross_attention); }
+
+}  // namespace fxq::cross_attention_binding

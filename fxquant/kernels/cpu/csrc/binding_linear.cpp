@@ -9,7 +9,7 @@
 
 #include "binding.h"
 
-namespace {
+namespace fxq::linear_binding {
 
 using at::Tensor;
 using fxq::expanded;
@@ -192,8 +192,6 @@ std::string use_isa(string_view name) {
   return fxq::isa() ? fxq::isa()->name : "";
 }
 
-}  // namespace
-
 // The schemas are defined in Python (packed.py), where each op has an implementation that runs anywhere.
 TORCH_LIBRARY_FRAGMENT(fxquant, m) { m.def("cpu_isa(str name) -> str", use_isa); }
 
@@ -203,3 +201,5 @@ TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
   m.impl("quantize_static", quantize_tensor);
   m.impl("rows_embedding_int8", embedding);
 }
+
+}  // namespace fxq::linear_binding

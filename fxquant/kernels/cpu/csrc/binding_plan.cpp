@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-namespace {
+namespace fxq::plan_binding {
 
 using c10::IValue;
 using at::Tensor;
@@ -192,11 +192,11 @@ struct Plan : torch::CustomClassHolder {
   std::vector<int64_t> results_;
 };
 
-}  // namespace
-
 TORCH_LIBRARY_FRAGMENT(fxquant, m) {
   m.class_<Plan>("Plan")
       .def(torch::init<int64_t, IValue, std::vector<int64_t>>())
       .def("bind", &Plan::bind)
       .def("run", &Plan::run);
 }
+
+}  // namespace fxq::plan_binding

@@ -14,7 +14,7 @@
 #include "row_program.h"
 #include "weight_only_operands.h"
 
-namespace {
+namespace fxq::row_program_binding {
 
 using at::Tensor;
 using fxq::StepKind;
@@ -412,6 +412,6 @@ std::vector<Tensor> rows(const std::vector<Tensor>& inputs, const std::vector<Te
   return Call(parsed(program), inputs, constants).run();
 }
 
-}  // namespace
-
 TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("row_program", rows); }
+
+}  // namespace fxq::row_program_binding

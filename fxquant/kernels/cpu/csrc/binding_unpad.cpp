@@ -9,7 +9,7 @@
 
 #include "binding.h"
 
-namespace {
+namespace fxq::unpad_binding {
 
 using at::Tensor;
 
@@ -186,8 +186,6 @@ Tensor select_token(const Tensor& given, const Tensor& mask, const Tensor& index
   return selected;
 }
 
-}  // namespace
-
 // The schemas are defined in Python (unpad.py), where the ops have implementations that run anywhere.
 TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
   m.impl("token_index", token_index);
@@ -195,3 +193,5 @@ TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
   m.impl("unpack_tokens", unpack_tokens);
   m.impl("select_token", select_token);
 }
+
+}  // namespace fxq::unpad_binding

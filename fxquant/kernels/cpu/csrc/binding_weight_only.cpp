@@ -7,7 +7,7 @@
 
 #include "weight_only_operands.h"
 
-namespace {
+namespace fxq::weight_only_binding {
 
 using at::Tensor;
 using std::optional;
@@ -67,7 +67,7 @@ Tensor linear_weight_only(const Tensor& x_, const Tensor& packed, const Tensor& 
   return y;
 }
 
-}  // namespace
-
 // The schema is defined in Python (weight_only.py), where the op has an implementation that runs anywhere.
 TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("packed_linear_weight_only", linear_weight_only); }
+
+}  // namespace fxq::weight_only_binding

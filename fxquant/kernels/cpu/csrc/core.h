@@ -20,7 +20,7 @@ constexpr int64_t kDeepest = 32767;
 
 using Half = uint16_t;  // the bits of a bfloat16
 
-enum class Activation { none, relu, gelu, gelu_tanh, silu, add_relu };  // add_relu comes behind the residual
+enum class Activation { none, relu, gelu, gelu_tanh, silu, add_relu };  // add_relu, of convolutions, comes behind the residual
 
 // How a float row becomes bytes: q = clamp(round(x / S) + Z, qmin, qmax), stored as q + shift in u8.
 struct RowScheme {

@@ -224,6 +224,7 @@ inline void weight_only_finish(const WeightOnly& op, int64_t row, int64_t rows, 
     case Activation::gelu: return weight_only_finish<Activation::gelu>(op, row, rows, block, sum);
     case Activation::gelu_tanh: return weight_only_finish<Activation::gelu_tanh>(op, row, rows, block, sum);
     case Activation::silu: return weight_only_finish<Activation::silu>(op, row, rows, block, sum);
+    case Activation::add_relu: break;  // no binding gives it here
   }
 }
 
