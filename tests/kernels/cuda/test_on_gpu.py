@@ -13,7 +13,7 @@ import fxquant as fxq
 import fxquant.kernels
 from fxquant.graph import edit
 from fxquant.kernels.cpu.weight_only import pack_parameter
-from fxquant.kernels.cuda import choice, gemm, launch_fp8, tiles, triton_support
+from fxquant.kernels.cuda import choice, conv, gemm, launch_fp8, tiles, triton_support
 from fxquant.kernels.int4 import pack_int4
 from fxquant.numerics import choose_qparams, quantize
 from fxquant.spec import QuantSpec
@@ -88,6 +88,22 @@ def test_integer_products(size, way, monkeypatch):
     exact = (x, torch.ones(m, 1), zero_point, gemm.pack(weight), torch.ones(()), gemm.row_sums(weight))
     y, expected = both(ops.int8_gemm, *exact, None, None, "none", None, None, 0, 0, torch.float32)
     assert torch.equal(y, expected), "integer sums are exact"
+
+
+@pytest.mark.parametrize("way", ["triton", "int_mm"])
+@pytest.mark.parametrize("sizes", [((2, 3, 30, 31), (64, 3, 7, 7)), ((3, 64, 14, 14), (130, 64, 3, 3))], ids=str)
+def test_convolutions(sizes, way, monkeypatch):
+    monkeypatch.setenv(choice.VARIABLE, f"int8_gemm={way}")
+    x, weight = integers(*sizes[0], dtype=torch.uint8), integers(*sizes[1], seed=1, low=-127)
+    scale = random(len(x), 1, 1, 1).abs() * 0.01
+    scales, bias = random(len(weight)).abs() * 0.01, random(len(weight), seed=3)
+    packed = (conv.pack(weight), scales, gemm.row_sums(weight.flatten(1)), bias)
+    zero_point = integers(len(x), 1, 1, 1, dtype=torch.uint8, seed=2).int()
+    options = (list(sizes[1][2:]), [2, 2], [1, 1], [1, 1])
+    tail = (*packed, None, "relu", *options, None, None, 0, 0, torch.float32)
+    y, expected = both(ops.int8_conv, x, scale, zero_point, *tail)
+    assert torch.equal(y, expected)
+    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
