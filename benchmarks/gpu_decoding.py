@@ -1,6 +1,6 @@
 """Decoding on a GPU: a Llama-shaped 8B, token by token, in bfloat16 under torch.compile and with 4-bit weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +8,8 @@ import torch
 import transformers
 from gpu_machine import Machine
 from torch import Tensor, nn
-from torch.fx import GraphModule
-from torch.nn import functional
 
 import fxquant as fxq
-from fxquant.generation import cache
-from fxquant.graph.signature import signature_of
 
 PROMPT, WARM, TOKENS, LENGTH = 128, 8, 64, 256  # the cache has room for a prompt and what follows
 LLAMA_8B = {
@@ -58,69 +54,23 @@ class Compiled:
         return logits[:, -1]
 
 
-class FixedCache(nn.Module):
-    """The step of a program on caches of a fixed length, so that each token's call has one shape and can be recorded.
-
-    A step takes a cache of any length and puts the new token behind it. Here all places are given, those that have no
-    token yet are masked, and the new token's keys and values are brought to the first of these.
-    """
-
-    def __init__(self, step: GraphModule, length: int) -> None:
-        super().__init__()
-        self.graph, self.length = step, length
-        self.names = [leaf.name for leaf in signature_of(step).leaves if leaf.name.startswith(cache.KINDS)]
-
-    def fill(self, found: Mapping[str, Tensor]) -> None:
-        """Keep the cache that a prompt left."""
-        for name in self.names:
-            kept = functional.pad(found[name], (0, 0, 0, self.length - found[name].shape[2]))
-            if hasattr(self, name):
-                self.get_buffer(name).copy_(kept)  # where a recorded graph reads it
-            else:
-                self.register_buffer(name, kept, persistent=False)
-
-    def forward(self, ids: Tensor, mask: Tensor, place: Tensor) -> Tensor:
-        """Return the logits after one more token of each sequence, (batch, 1, vocabulary), and keep it at `place`."""
-        past = {name: self.get_buffer(name) for name in self.names}
-        given = {"position_ids": place.expand(ids.shape), "logits_to_keep": torch.zeros_like(place)}
-        found = self.graph(input_ids=ids, attention_mask=mask, **given, **past)
-        for name, kept in past.items():
-            kept.index_copy_(2, place, found[name][:, :, -1:])
-        logits: Tensor = found["logits"]
-        return logits
-
-
-class Recorded:
-    """Steps of a program whose tokens are recorded as one CUDA graph; on a CPU they are called."""
+class Program:
+    """Steps of a program, whose tokens are recorded as one CUDA graph; on a CPU they are called."""
 
     def __init__(self, machine: Machine, program: Any, length: int) -> None:
-        self.step_graph, self.fixed = program.graph("step"), FixedCache(program.graph("step"), length)
-        self.machine, self.call = machine, self.fixed  # type: Machine, Any
-        self.mask, self.place = torch.empty(0), torch.empty(0)
+        self.call = program if machine.dry else fxq.cuda_graphs(program, tokens=length)
+        self.past: Any = None
 
     def start(self, ids: Tensor) -> Tensor:
         """Forget all, and read the prompt."""
-        leaves = [leaf for leaf in signature_of(self.step_graph).leaves if leaf.name in self.fixed.names]
-        tokens = ids.shape[1]
-        places = torch.arange(tokens, device=ids.device)
-        given = {"position_ids": places.expand(ids.shape), "logits_to_keep": places[-1:]}
-        past = cache.lengthless(leaves, ids)
-        found = self.step_graph(input_ids=ids, attention_mask=torch.ones_like(ids), **given, **past)
-        self.fixed.fill(found)
-        if not self.machine.dry and self.call is self.fixed:
-            self.call = fxq.cuda_graphs(self.fixed, outputs="shared")
-        self.mask = ids.new_zeros(len(ids), self.fixed.length + 1)
-        self.mask[:, :tokens] = 1
-        self.mask[:, -1] = 1  # the new token, wherever it is kept
-        self.place = places[-1:] + 1
-        logits: Tensor = found["logits"]
-        return logits[:, -1]
+        self.past = None
+        return self.step(ids)
 
     def step(self, ids: Tensor) -> Tensor:
         """Read one more token of each sequence."""
-        logits: Tensor = self.call(ids, self.mask, self.place)
-        self.mask.index_fill_(1, self.place, 1)
-        self.place = self.place + 1
+        output = self.call(input_ids=ids, past_key_values=self.past, use_cache=True, logits_to_keep=1)
+        self.past = output.past_key_values
+        logits: Tensor = output.logits
         return logits[:, -1]
 
 
@@ -164,7 +114,7 @@ def int4(machine: Machine) -> Decoder:
     recipe = {"base": "weight-only-int4", "spec": {"weight": {"observer": "minmax"}}}
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     program = fxq.quantize(model, inputs, backend="cuda", recipe=recipe)
-    return Decoder(machine, Recorded(machine, program, LENGTH))
+    return Decoder(machine, Program(machine, program, LENGTH))
 
 
 def prompt(machine: Machine, vocabulary: int, batch: int = 2) -> Tensor:

@@ -28,12 +28,12 @@ from fxquant.integrations.export import Exported, export
 from fxquant.integrations.pt2e.inwards import from_pt2e
 from fxquant.integrations.pt2e.outwards import to_pt2e
 from fxquant.integrations.verify import verify
-from fxquant.kernels.cuda.graphs import cuda_graphs
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger
 from fxquant.program import Program
 from fxquant.quantize import ledger, quantize
 from fxquant.recipe import Override, Recipe
+from fxquant.recording import cuda_graphs
 from fxquant.spec import QuantSpec
 from fxquant.stages import convert, lower, prepare
 from fxquant.verification.changes import Thresholds

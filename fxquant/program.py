@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.errors import ConfigError, suggest
+from fxquant.errors import ConfigError, FxQuantError, suggest
 from fxquant.generation.generator import WAYS, generator_of, on_device_of
 from fxquant.generation.skeleton import skeleton
 from fxquant.graph.host import host_of, put_parts
@@ -77,6 +77,7 @@ class Program(nn.Module):
         self.__dict__["_model"] = model
         self.__dict__["_generator"] = None
         self.__dict__["_call"] = None
+        self.__dict__["_steps"] = None
         self.__dict__["_host"] = None if model is None or adapter != "modules" else _host(model, self.graphs)
 
     def attach(self, model: nn.Module) -> "Program":
@@ -94,6 +95,21 @@ class Program(nn.Module):
                 f"the program's adapter is {self.adapter!r}, which calls the graphs itself: no model needed"
             )
         return Program(self.graphs, self.adapter, model)
+
+    def with_steps(self, make: Callable[[fx.GraphModule], Callable[..., Any]]) -> "Program":
+        """Return the program with what `make` returns in the place of its graph `step`, for calls and `generate`.
+
+        Raises:
+            FxQuantError: it is no program of a decoder, or `make` raises it.
+        """
+        if self.adapter != "decoder":
+            raise FxQuantError(
+                f"the steps of a program with the adapter {self.adapter!r} cannot be recorded: those of a decoder can; "
+                "an encoder-decoder's read another source each time, of another length. Call it as it is"
+            )
+        made = Program(self.graphs, self.adapter, self.__dict__["_model"])
+        made.__dict__["_steps"] = make(self.graph("step"))
+        return made
 
     @property
     def graphs(self) -> dict[str, fx.GraphModule]:
@@ -136,9 +152,17 @@ class Program(nn.Module):
         if host is not None:
             with torch.no_grad():
                 return host(*args, **kwargs)
+        return self._forward()(*args, **kwargs)
+
+    def _forward(self) -> Callable[..., Any]:
+        """Return what stands for the model's forward."""
         if self.__dict__["_call"] is None:
-            self.__dict__["_call"] = self._adapter(self.graphs)
-        return self.__dict__["_call"](*args, **kwargs)
+            call: Any = self._adapter(self.graphs)
+            if self.__dict__["_steps"] is not None:
+                call.step = self.__dict__["_steps"]
+            self.__dict__["_call"] = call
+        found: Callable[..., Any] = self.__dict__["_call"]
+        return found
 
     @property
     def generates(self) -> bool:
@@ -156,7 +180,8 @@ class Program(nn.Module):
             advice = "quantize a transformers model that can generate, called with ids and masks alone"
             raise ConfigError(f"a program of {', '.join(self.graphs)} does not generate: {advice}")
         if self.__dict__["_generator"] is None:
-            self.__dict__["_generator"] = generator_of(self.__dict__["_model"], self.graphs, WAYS[self.adapter])
+            way, forward = WAYS[self.adapter], self._forward()
+            self.__dict__["_generator"] = generator_of(self.__dict__["_model"], self.graphs, way, forward)
         return on_device_of(self.__dict__["_generator"], self.graphs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

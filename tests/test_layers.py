@@ -25,6 +25,7 @@ LAYERS = [
     ["qat"],
     ["calibration", "ladder"],
     ["capture_generation"],
+    ["recording"],
     ["portable", "program"],
     ["generation"],
     ["algorithms"],

@@ -36,13 +36,14 @@ WAYS = {
 }
 
 
-def generator_of(bones: Any, graphs: Graphs, way: Way) -> Any:
+def generator_of(bones: Any, graphs: Graphs, way: Way, forward: Callable[..., Any]) -> Any:
     """Return a copy of the skeleton of a model that calls graphs.
 
     Args:
         bones: the skeleton; None makes one of what the graphs know of their model.
         graphs: those that the way needs.
         way: an entry of `WAYS`.
+        forward: what stands for the model's forward: `way.forward` of the graphs.
 
     Raises:
         ConfigError: there is no skeleton, and the installed transformers does not make one.
@@ -51,7 +52,7 @@ def generator_of(bones: Any, graphs: Graphs, way: Way) -> Any:
     if known is None:
         known = skeleton_from(edit.marks(graphs["step"]).get("config"), read_config(graphs, "step"))
     generator = copy.deepcopy(known)
-    generator.forward = way.forward(graphs)
+    generator.forward = forward
     if way.encoder is not None:
         generator.get_encoder().forward = way.encoder(graphs)
     return generator

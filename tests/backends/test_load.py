@@ -42,7 +42,7 @@ def test_a_packaged_backend_loads_by_name(name):
 @pytest.mark.parametrize("recipe", ["weight-only", "weight-only-int4"])
 def test_weights_alone_are_quantized_alike_by_all_backends(recipe):
     first, *others = (load_backend(name).recipes[recipe] for name in PACKAGED)
-    for other in others:  # cuda has no convolutions to keep in float
+    for other in others:
         assert other.overrides == first.overrides
         assert all(other.specs.get(name, changes) == changes for name, changes in first.specs.items())
         assert set(other.specs) | {"feature_map", "filter"} == set(first.specs) | {"feature_map", "filter"}

@@ -78,23 +78,3 @@ def test_the_compiled_model_reads_what_it_is_told(script):
         found = [steps.start(ids[:, :5]), steps.step(ids[:, 5:6]), steps.step(ids[:, 6:7])]
         expected = model(input_ids=ids[:, :7]).logits[:, 4:]
     torch.testing.assert_close(torch.stack(found, 1), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_cache_of_fixed_length_gives_the_logits_of_a_growing_one(script):
-    import fxquant as fxq
-
-    decoding, machine = script("gpu_decoding"), script("gpu_machine").find(True)
-    model = decoding.llama(machine, torch.float32)
-    ids = decoding.prompt(machine, 300)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    program = fxq.quantize(model, inputs, backend="cuda", recipe="weight-only")
-    growing = script("decoder_systems").Growing(program)
-    fixed = decoding.Recorded(machine, program, 12)
-    with torch.no_grad():
-        fixed.start(ids.flip(1))
-        fixed.step(ids[:, :1])
-        expected, found = growing.start(ids), fixed.start(ids)
-        for _ in range(4):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-            token = expected.argmax(-1, keepdim=True)
-            expected, found = growing.step(token), fixed.step(token)

@@ -128,6 +128,10 @@ inline void linear(const Isa& isa, Report& report) {
           for (const Activation a : {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu})
             products(isa, report, p, a);
       }
+  for (const int64_t k : {0, 3, 7, 61}) {  // rows that share a copy of a block
+    Product many(numbers, 29, 130, k, k == 7);
+    products(isa, report, many, Activation::relu);
+  }
   Product deep(numbers, 3, 3, kDeepest, false);  // sums near the ends of int32, and all of one sign
   for (const int8_t weight : {127, -127}) {
     std::fill(deep.x.begin(), deep.x.end(), weight < 0 ? 0 : 255);

@@ -135,11 +135,11 @@ def floats_here(folder: Path, flags: list[str]) -> str:
 
 
 def costs(folder: Path) -> dict[str, instructions.Loop]:
-    """Return the largest inner loop of each instruction set's linear."""
+    """Return the largest inner loops of each instruction set's linear."""
     objdump = f"{PREFIX}objdump"
     return {
-        isa: instructions.inner_loops(instructions.disassembled(objdump, folder / f"isa_{isa}.o"), multiply)[0]
-        for isa, multiply in instructions.MULTIPLIES.items()
+        name: instructions.inner_loops(instructions.disassembled(objdump, folder / f"isa_{isa}.o"), *sought)[0]
+        for name, (isa, *sought) in instructions.LOOPS.items()
     }
 
 
@@ -166,9 +166,9 @@ def table(found: list[Result], flags: list[str], cases: int) -> str:
 def appendix(folder: Path, flags: list[str]) -> str:
     """Return the floats of this machine, and what the inner loops cost, as text."""
     lines = [f"avx2 on this machine: {floats_here(folder, flags):>57}", ""]
-    lines.append("instruction set  largest inner loop: instructions  multiplying  multiply-accumulates  per MAC")
+    lines.append("instruction set      largest inner loop: instructions  multiplying  multiply-accumulates  per MAC")
     lines += [
-        f"{isa:<16} {loop.instructions:>33} {loop.multiplying:>12} {loop.products:>21} {loop.cost:>8.3f}"
+        f"{isa:<20} {loop.instructions:>33} {loop.multiplying:>12} {loop.products:>21} {loop.cost:>8.3f}"
         for isa, loop in costs(folder).items()
     ]
     return "\n".join(lines) + "\n"

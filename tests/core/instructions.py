@@ -12,8 +12,13 @@ from typing import NamedTuple
 
 # Multiply-accumulates of one instruction on 128 bits.
 PRODUCTS = {"smull": 8, "smull2": 8, "sdot": 16, "sudot": 16, "usmmla": 32}
-# What each instruction set is to multiply with; others in the same file finish the results.
-MULTIPLIES = {"neon": "sadalp", "neon_dot": "sdot", "neon_i8mm": "usmmla"}
+# What each instruction set's loops have, as others in the same file finish the results, and what one of them has not.
+LOOPS = {
+    "neon": ("neon", "sadalp", None),
+    "neon_dot": ("neon_dot", "sdot", None),
+    "neon_i8mm, few rows": ("neon_i8mm", "usmmla", None),
+    "neon_i8mm": ("neon_i8mm", "usmmla", "zip1"),
+}
 _FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S+)\s*(.*)$")
 _TARGET = re.compile(r"([0-9a-f]+) <")
@@ -39,9 +44,12 @@ def disassembled(objdump: str, program: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def inner_loops(text: str, multiply: str) -> list[Loop]:
-    """Return the loops of a disassembly that hold `multiply`: the most products first, and of equals the dearest."""
-    found = [loop for body in _functions(text) for loop in _loops(body, multiply)]
+def inner_loops(text: str, multiply: str, lacking: str | None = None) -> list[Loop]:
+    """Return the loops of a disassembly that hold `multiply`: the most products first, and of equals the dearest.
+
+    They have no instruction called `lacking`.
+    """
+    found = [loop for body in _functions(text) for loop in _loops(body, multiply, lacking)]
     return sorted(found, key=lambda loop: (-loop.products, -loop.instructions))
 
 
@@ -56,13 +64,13 @@ def _functions(text: str) -> Iterator[list[Instruction]]:
     yield body
 
 
-def _loops(body: list[Instruction], multiply: str) -> Iterator[Loop]:
+def _loops(body: list[Instruction], multiply: str, lacking: str | None) -> Iterator[Loop]:
     spans = list(_spans(body))
     for first, last in spans:
         names = [name for address, name, _ in body if first <= address <= last]
         inner = not any((first, last) != other and first <= other[0] and other[1] <= last for other in spans)
         multiplying = [PRODUCTS[name] for name in names if name in PRODUCTS]
-        if inner and multiply in names and not {"ret", "b"} & set(names):
+        if inner and multiply in names and not {"ret", "b", lacking} & set(names):
             yield Loop(len(names), len(multiplying), sum(multiplying))
 
 

@@ -46,3 +46,4 @@ def test_the_loops_of_a_disassembly_are_counted(monkeypatch):
     assert (loop.instructions, loop.multiplying, loop.products) == (4, 2, 32)
     assert loop.cost == 4 / 32
     assert instructions.inner_loops(listing, "usmmla") == []
+    assert instructions.inner_loops(listing, "sdot", "ldr") == []

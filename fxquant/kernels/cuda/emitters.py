@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph import edit
-from fxquant.kernels.cpu import packed
+from fxquant.kernels.cpu import packed, pool
 from fxquant.kernels.cuda import attention, devices, fp8, gemm, rows
+from fxquant.kernels.cuda.emit_conv import emit_conv
 from fxquant.kernels.cuda.emit_weight_only import emit_weight_only
 from fxquant.kernels.cuda.triton_support import float8_refusal
 from fxquant.kernels.cuda.triton_support import refusal as device_refusal
@@ -26,10 +27,11 @@ from fxquant.kernels.emit import (
     refusal,
     result_dtype,
 )
+from fxquant.kernels.emit_conv import CONVOLUTIONS
 from fxquant.kernels.layout import Source, record
 from fxquant.kernels.reference import embedding, grouped, linear, weight_only
 from fxquant.kernels.site import Operand, Site
-from fxquant.kernels.table import FUSES, PLACES, QUANTIZERS, emitter
+from fxquant.kernels.table import FUSES, PLACES, POOLS, QUANTIZERS, emitter
 
 __all__ = [
     "attention",
@@ -40,6 +42,7 @@ __all__ = [
     "grouped",
     "linear",
     "packed",
+    "pool",
     "rows",
     "weight_only",
 ]  # importing them defines the ops and registers the devices
@@ -90,12 +93,14 @@ emitter("cuda", "linear_weight_only", serves=LINEARS, needs=("weight",))(emit_we
 emitter("cuda", "grouped_linear_int8", serves=("grouped_linear",), needs=("weight",))(
     grouped_emitter(ops.grouped_linear_int8.default, ops.grouped_linear_weight_int8.default)
 )
+emitter("cuda", "conv_int8", serves=CONVOLUTIONS, needs=("x", "weight"))(emit_conv)
 emitter("cuda", "embedding_int8", serves=("embedding",), needs=("weight",))(
     embedding_emitter(ops.embedding_int8.default)
 )
 
 
 QUANTIZERS["cuda"] = emit_static_quantize
+POOLS["cuda"] = ops.max_pool2d.default
 FUSES["cuda"] = lambda: True
 PLACES["cuda"] = ("cuda", "cpu")  # on a CPU as references
 

@@ -17,7 +17,7 @@ from fxquant.kernels.cuda.scaled_mm import gemm_by_int_mm
 from fxquant.kernels.cuda.triton_support import define_with_triton
 from fxquant.kernels.layout import LAYOUTS
 from fxquant.kernels.reference import linear as reference
-from fxquant.kernels.reference.epilogue import finish_exactly, requantize
+from fxquant.kernels.reference.epilogue import ACTIVATIONS, finish_exactly, requantize
 
 ALIGNMENT = 16
 # Features up to which Σ (x − Z)·w is inside int32, |x − Z| ≤ 255 and |w| ≤ 127.
@@ -112,8 +112,12 @@ def int8_gated_gemm(
 
 def _triton_gemm(*arguments: Any) -> Tensor:
     operands, epilogue = Operands(*arguments[:8]), Epilogue(*arguments[8:])
-    if not serves(operands, epilogue):
-        return int8_gemm(*arguments)
+    ACTIVATIONS[epilogue.activation]  # raises for an unknown one
+    return on_device(operands, epilogue) if serves(operands, epilogue) else int8_gemm(*arguments)
+
+
+def on_device(operands: Operands, epilogue: Epilogue) -> Tensor:
+    """Return what the kernels compute of operands that they serve, by the fastest way."""
     x = operands.x
     sizes = (row_class(x.numel() // x.shape[-1]), operands.weight.shape[0], x.shape[-1])
     given = (operands.x_zero_point is not None, operands.residual is not None)
@@ -128,6 +132,7 @@ def _triton_gemm(*arguments: Any) -> Tensor:
 
 def _triton_gated(*arguments: Any) -> Tensor:
     operands, epilogue = Operands(*arguments[:7]), replace(Epilogue(*arguments[7:]), gated=True)
+    ACTIVATIONS[epilogue.activation]
     return launch_gemm(operands, epilogue) if serves(operands, epilogue) else int8_gated_gemm(*arguments)
 
 

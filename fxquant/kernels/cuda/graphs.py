@@ -60,7 +60,7 @@ class Recorder:
 
 
 class CudaGraphs(nn.Module):
-    """A module that is called as the one it holds, and replays recorded kernels; made by `cuda_graphs`."""
+    """A module that is called as the one it holds, and replays recorded kernels; made by `recorded`."""
 
     def __init__(self, module: nn.Module, max_graphs: int, outputs: str, record: Record) -> None:
         super().__init__()
@@ -140,26 +140,13 @@ class CudaGraphs(nn.Module):
         return made
 
 
-def cuda_graphs(module: nn.Module, *, max_graphs: int = 16, outputs: str = "copied") -> CudaGraphs:
-    """Return `module`, a lowered graph on a CUDA device, with its calls recorded as CUDA graphs, one for each shape.
+def recorded(module: nn.Module, max_graphs: int, outputs: str) -> CudaGraphs:
+    """Return `module` with its calls recorded."""
+    return CudaGraphs(module, max_graphs, outputs, Recorder())
 
-    A shape is recorded at its first call, which takes as long as a few. Weights that are changed in place are seen;
-    where one was moved or replaced, all is recorded anew. Recording needs shapes that come again: the cache of a
-    generating model grows at each step, and such a call is better left as it is.
 
-    Args:
-        module: what to call; it must not wait for the GPU, and its inputs must be on one.
-        max_graphs: how many shapes to keep; the one that was not used for longest makes room.
-        outputs: "copied", or "shared": results are in memory that the next call of any shape may overwrite, which
-            saves copying them.
-
-    Raises:
-        ConfigError: `max_graphs` is no positive number, or `outputs` is unknown.
-        FxQuantError: there is no CUDA device, or the module is not on one.
-        InputError: on a call, where an input is not on the module's device.
-
-    A call that cannot be recorded runs as it did, and an `FxQuantWarning` says why, once for each shape.
-    """
+def check(module: nn.Module, max_graphs: int, outputs: str) -> None:
+    """Raise `ConfigError` or `FxQuantError` where the calls of `module` cannot be recorded so, or not here."""
     if outputs not in OUTPUTS:
         raise ConfigError(f"outputs = {outputs!r}: {suggest(outputs, OUTPUTS)}")
     if not isinstance(max_graphs, int) or max_graphs < 1:
@@ -172,7 +159,6 @@ def cuda_graphs(module: nn.Module, *, max_graphs: int = 16, outputs: str = "copi
             f"CUDA graphs need a module on a CUDA device; this one has tensors on {_names(found)}. Move it first: "
             'lowered.to("cuda")'
         )
-    return CudaGraphs(module, max_graphs, outputs, Recorder())
 
 
 def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:

@@ -5,32 +5,12 @@ import warnings
 
 import pytest
 import torch
+from recordings import Recordings
 from torch import nn
 
 import fxquant as fxq
 from fxquant.errors import ConfigError, FxQuantError, FxQuantWarning, InputError
 from fxquant.kernels.cuda.graphs import CudaGraphs
-
-
-class Recordings:
-    """Records as a GPU does: a replay computes from what lies in the buffers, and writes into the first result."""
-
-    def __init__(self):
-        self.recorded, self.replayed = 0, 0
-
-    def __call__(self, run, device):
-        result = run()
-        self.recorded += 1
-
-        def replay():
-            self.replayed += 1
-            for place, value in zip(self.tensors(result), self.tensors(run()), strict=True):
-                place.copy_(value)
-
-        return result, replay
-
-    def tensors(self, result):
-        return [each for each in torch.utils._pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
 
 
 class Model(nn.Module):

@@ -6,13 +6,14 @@
 import pytest
 import torch
 from captured import captured, converted
+from generative import decoder, prompts
 from linears import integers, random
 
 import fxquant as fxq
 import fxquant.kernels
 from fxquant.graph import edit
 from fxquant.kernels.cpu.weight_only import pack_parameter
-from fxquant.kernels.cuda import choice, gemm, launch_fp8, tiles, triton_support
+from fxquant.kernels.cuda import choice, conv, gemm, launch_fp8, tiles, triton_support
 from fxquant.kernels.int4 import pack_int4
 from fxquant.numerics import choose_qparams, quantize
 from fxquant.spec import QuantSpec
@@ -87,6 +88,22 @@ def test_integer_products(size, way, monkeypatch):
     exact = (x, torch.ones(m, 1), zero_point, gemm.pack(weight), torch.ones(()), gemm.row_sums(weight))
     y, expected = both(ops.int8_gemm, *exact, None, None, "none", None, None, 0, 0, torch.float32)
     assert torch.equal(y, expected), "integer sums are exact"
+
+
+@pytest.mark.parametrize("way", ["triton", "int_mm"])
+@pytest.mark.parametrize("sizes", [((2, 3, 30, 31), (64, 3, 7, 7)), ((3, 64, 14, 14), (130, 64, 3, 3))], ids=str)
+def test_convolutions(sizes, way, monkeypatch):
+    monkeypatch.setenv(choice.VARIABLE, f"int8_gemm={way}")
+    x, weight = integers(*sizes[0], dtype=torch.uint8), integers(*sizes[1], seed=1, low=-127)
+    scale = random(len(x), 1, 1, 1).abs() * 0.01
+    scales, bias = random(len(weight)).abs() * 0.01, random(len(weight), seed=3)
+    packed = (conv.pack(weight), scales, gemm.row_sums(weight.flatten(1)), bias)
+    zero_point = integers(len(x), 1, 1, 1, dtype=torch.uint8, seed=2).int()
+    options = (list(sizes[1][2:]), [2, 2], [1, 1], [1, 1])
+    tail = (*packed, None, "relu", *options, None, None, 0, 0, torch.float32)
+    y, expected = both(ops.int8_conv, x, scale, zero_point, *tail)
+    assert torch.equal(y, expected)
+    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -212,6 +229,23 @@ def test_a_call_that_waits_is_not_recorded():
     with pytest.warns(fxq.FxQuantWarning, match="run without a CUDA graph"):
         assert torch.equal(fxq.cuda_graphs(Waits())(x), 3 * x)
     assert torch.equal(fxq.cuda_graphs(torch.nn.ReLU())(x), x), "the next recording is not disturbed"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_decoders_tokens_are_replayed(name, recwarn):
+    """Beyond the first length of the caches, and a window; greedy and by beams, which reorder caches."""
+    program = fxq.quantize(decoder(name).to("cuda"), on_gpu(prompts()), backend="cuda", recipe="weight-only")
+    recorded, ids = fxq.cuda_graphs(program, tokens=12), prompts(1, 20)["input_ids"].to("cuda")
+    past, other = None, None
+    for first, last in ((0, 8), *((place, place + 1) for place in range(8, 20))):
+        given = {"input_ids": ids[:, first:last], "use_cache": True}
+        found, expected = recorded(**given, past_key_values=past), program(**given, past_key_values=other)
+        past, other = found.past_key_values, expected.past_key_values
+        assert_near(found.logits, expected.logits.cpu())
+    for options in ({}, {"num_beams": 3}):
+        tokens = recorded.generate(**on_gpu(prompts()), max_new_tokens=8, do_sample=False, **options)
+        assert tokens.shape[1] > 9
+    assert not recwarn.list, "all was recorded"
 
 
 def test_torch_compile(lowered):

@@ -19,13 +19,13 @@ bool has(const char* feature) {
   return sysctlbyname(feature, &value, &size, nullptr, 0) == 0 && value != 0;
 }
 bool has_dot() { return has("hw.optional.arm.FEAT_DotProd"); }
-bool has_i8mm() { return has_dot() && has("hw.optional.arm.FEAT_I8MM"); }
+[[maybe_unused]] bool has_i8mm() { return has_dot() && has("hw.optional.arm.FEAT_I8MM"); }
 #elif defined(__linux__)
 bool has_dot() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
-bool has_i8mm() { return has_dot() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+[[maybe_unused]] bool has_i8mm() { return has_dot() && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
 #else
 bool has_dot() { return false; }
-bool has_i8mm() { return false; }
+[[maybe_unused]] bool has_i8mm() { return false; }
 #endif
 
 using LinearRows = decltype(Isa::linear);
@@ -41,9 +41,12 @@ Isa changed(const char* name, LinearRows linear) {
 }  // namespace
 
 std::vector<const Isa*> instruction_sets() {
-  static const Isa i8mm = changed("neon_i8mm", linear_neon_i8mm), dot = changed("neon_dot", linear_neon_dot);
+  static const Isa dot = changed("neon_dot", linear_neon_dot);
   std::vector<const Isa*> found;
+#if FXQ_HAS_I8MM
+  static const Isa i8mm = changed("neon_i8mm", linear_neon_i8mm);
   if (has_i8mm()) found.push_back(&i8mm);
+#endif
   if (has_dot()) found.push_back(&dot);
   found.push_back(&neon);
   return found;

@@ -11,4 +11,15 @@ void linear_neon_i8mm(const Linear& op, int64_t row, int64_t row_end, int64_t bl
 
 extern const Isa neon;
 
+// Older Clangs have the intrinsics of matrix products only where all of the program may use them: Apple's before 15,
+// others before 16.
+#if defined(__apple_build_version__) && __clang_major__ < 15 && !defined(__ARM_FEATURE_MATMUL_INT8)
+#define FXQ_HAS_I8MM 0
+#elif defined(__clang__) && !defined(__apple_build_version__) && __clang_major__ < 16 && \
+    !defined(__ARM_FEATURE_MATMUL_INT8)
+#define FXQ_HAS_I8MM 0
+#else
+#define FXQ_HAS_I8MM 1
+#endif
+
 }  // namespace fxq

@@ -147,6 +147,8 @@ def int8_gemm_kernel(
     inside = rows_inside[:, None] & columns_inside[None, :]
     if residual_ptr is not None:
         y += tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    if ACTIVATION == "add_relu":
+        y = activate(y, "relu")
     if out_scale_ptr is not None:
         out_zero_point = tl.load(out_zero_point_ptr).to(tl.float32)
         y = to_integers(y, tl.zeros_like(y) + tl.load(out_scale_ptr), out_zero_point, qmin, qmax)

@@ -49,6 +49,8 @@ def finish_sums_kernel(
     place = row.to(tl.int64)[:, None] * n + column[None, :]
     if residual_ptr is not None:
         y += tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    if ACTIVATION == "add_relu":
+        y = activate(y, "relu")
     if out_scale_ptr is not None:
         out_zero_point = tl.load(out_zero_point_ptr).to(tl.float32)
         y = to_integers(y, tl.zeros_like(y) + tl.load(out_scale_ptr), out_zero_point, qmin, qmax)
