@@ -84,6 +84,13 @@ def test_triton_gives_the_references_numbers(interpreted, monkeypatch):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_weights_lie_in_any_order(interpreted):
+    linear, x = nn.Linear(32, 16).eval(), torch.randn(3, 32)
+    linear.weight = nn.Parameter(linear.weight.detach().t().contiguous().t())
+    gm = fxq.quantize(linear, (x,), backend="cuda")
+    torch.testing.assert_close(gm(x), linear(x), rtol=0, atol=0.05)
+
+
 def test_symmetric_activations_have_no_zero_point():
     recipe = {"name": "symmetric", "spec": {"activation": {"symmetric": True}}}
     gm = fxq.quantize(nn.Linear(32, 16).eval(), (torch.randn(3, 32),), backend="cuda", recipe=recipe)
