@@ -1,7 +1,7 @@
 """fxquant's files in ONNX Runtime and OpenVINO, beside what their own quantizers make of the same model.
 
     python benchmarks/interop.py [--models minilm bert-base gpt2 vit] [--recipes static …] [--cells 8x128 …]
-                                 [--work DIR] [--rounds 7] [--seconds 10] [--threads 2] [--quick]
+                                 [--work DIR] [--rounds 7] [--seconds 10] [--threads 2] [--convert] [--quick]
 
 MiniLM has its real weights and is judged on real sentences that did not calibrate; the others have random weights of
 the size of BERT-base, GPT-2 and ViT-base. The difference is that of a runtime to the Q/DQ graph with the substitutions
@@ -11,9 +11,8 @@ them. Packages: pip install fxquant[onnx] onnxruntime openvino nncf. `--work` ke
 
 import argparse
 import functools
-import importlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +31,7 @@ from turns import take_turns
 
 import fxquant as fxq
 from fxquant.evaluation.embedding import agreement, embed
-from fxquant.integrations.runtimes import RUNTIMES as WRITERS
+from fxquant.integrations.runtimes import RUNTIMES
 
 MODELS = ("minilm", "bert-base", "gpt2", "vit")
 RECIPES = ("static", "static-smoothquant", "dynamic", "weight-only")
@@ -41,12 +40,10 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Road:
-    """How a model comes to a runtime: what quantizes it, writes its file (integrations/runtimes.py), and runs it."""
+    """How a model comes to a runtime: the backend that quantizes it, and the runtime in fxquant's table of them."""
 
     backend: str
-    writes: str
-    file: str
-    start: Callable[[Path, int], Call]
+    runtime: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=10, help="more rounds are run until a cell has taken so long")
+    parser.add_argument("--convert", action="store_true", help="write the files into --work, and measure no times")
     parser.add_argument("--quick", action="store_true", help="one round, small models")
     args = parser.parse_args(arguments)
     args.cells = [cell for cell in CELLS if cell.name in args.cells]
@@ -131,14 +129,16 @@ def measure(args: argparse.Namespace, model: Model, folder: Path) -> None:
     ours = dict[str, Call]()
     differences = []
     for recipe in args.recipes:
-        for runtime, road in RUNTIMES.items():
+        for name, road in ROADS.items():
             qdq, path = exported(captured, recipe, model, folder, road)
-            reference, call = WRITERS[road.writes].reference(qdq), road.start(path, args.threads)
-            reference.recompile()
-            ours[f"fxquant {recipe} in {runtime}"] = call
-            differences.append((recipe, runtime, f"{difference(call, reference, model.calibration[-1]):.1e}"))
+            reference = RUNTIMES[road.runtime].reference(qdq)
+            call = started(path, list(model.example), road.runtime, args.threads)
+            ours[f"fxquant {recipe} in {name}"] = call
+            differences.append((recipe, name, f"{difference(call, reference, model.calibration[-1]):.1e}"))
     common.show(f"{model.name}: largest difference to the Q/DQ graph", ("recipe", "runtime", "difference"), differences)
     peers = own_quantizers(args, model, folder)
+    if args.convert:
+        return
     if model.subject is not None and model.subject.held_out:
         judge(model.subject, ours | peers)
     cells = args.cells if model.subject else []
@@ -152,51 +152,31 @@ def usable(cells: list[Cell], model: Model) -> list[Cell]:
 
 def exported(captured: Any, recipe: str, model: Model, folder: Path, road: Road) -> tuple[Any, Path]:
     """Return a Q/DQ graph and its file, from the folder if they are there."""
-    artifact, out = folder / f"{recipe}-{road.backend}-artifact", folder / f"{recipe}-{road.writes}"
+    artifact, out = folder / f"{recipe}-{road.backend}-artifact", folder / f"{recipe}-{road.runtime}"
+    runtime = RUNTIMES[road.runtime]
     if not artifact.exists():
         fxq.save(common.convert(captured, recipe, model.calibration, road.backend), artifact)
     qdq = fxq.load(artifact, lower=False)
     if not out.exists():
-        fxq.export(qdq, out, format=WRITERS[road.writes].format, target=WRITERS[road.writes].target)
-    return qdq, out / road.file
+        fxq.export(qdq, out, format=runtime.format, target=runtime.target)
+    return qdq, out / runtime.file
 
 
-def ort(path: Path, threads: int) -> Call:
-    """Return a file as ONNX Runtime runs it."""
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
+def started(path: Path, names: Sequence[str], runtime: str, threads: int) -> Call:
+    """Return a file with inputs of these names as a runtime of fxquant's `verify` runs it, called with keywords."""
+    call = RUNTIMES[runtime].start(path, names, threads)
 
-    def call(**batch: torch.Tensor) -> SimpleNamespace:
-        found = session.run(None, {name: batch[name].numpy() for name in names})
-        return SimpleNamespace(
-            leaves=[torch.from_numpy(each) for each in found], last_hidden_state=torch.from_numpy(found[0])
-        )
-
-    return call
-
-
-def openvino(path: Path, threads: int) -> Call:
-    """Return a file as OpenVINO runs it, with float32 as the precision of what is not quantized."""
-    core = importlib.import_module("openvino").Core()
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    compiled = core.compile_model(core.read_model(path), "CPU", hints)
-    request, names = compiled.create_infer_request(), [each.get_any_name() for each in compiled.inputs]
-
-    def call(**batch: torch.Tensor) -> SimpleNamespace:
-        found = request.infer({name: batch[name].numpy() for name in names}, share_inputs=True, share_outputs=True)
-        leaves = [torch.from_numpy(found[place]) for place in range(len(found))]
+    def run(**batch: torch.Tensor) -> SimpleNamespace:
+        leaves = call([batch[name] for name in names])
         return SimpleNamespace(leaves=leaves, last_hidden_state=leaves[0])
 
-    return call
+    return run
 
 
-RUNTIMES = {
-    "ORT": Road("x86", "onnxruntime", "model.onnx", ort),
-    "OpenVINO": Road("openvino", "openvino", "model.onnx", openvino),
-    "OpenVINO's own files": Road("openvino", "openvino-ir", "model.xml", openvino),
+ROADS = {
+    "ORT": Road("x86", "onnxruntime"),
+    "OpenVINO": Road("openvino", "openvino"),
+    "OpenVINO's own files": Road("openvino", "openvino-ir"),
 }
 
 
@@ -215,7 +195,7 @@ def own_quantizers(args: argparse.Namespace, model: Model, folder: Path) -> dict
                 found[name] = SYSTEMS[name](Context(model.subject, folder, args.threads)).call
             else:
                 path = write(Source(model.module, model.calibration, folder))
-                found[name] = RUNTIMES[runtime].start(path, args.threads)
+                found[name] = started(path, list(model.example), runtime, args.threads)
         except Exception as error:  # a peer may fail in whatever way it likes; the others are still measured
             print(f"{name}: not measured: {type(error).__name__}: {str(error)[:90]}")
     return found

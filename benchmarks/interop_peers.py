@@ -128,9 +128,9 @@ def converted(source: Source) -> Any:
     return model
 
 
-# what writes the file of each, and the runtime of interop.py that runs it
+# what writes the file of each, and the runtime in fxquant's table that runs it
 FILES: dict[str, tuple[Callable[[Source], Path], str]] = {
-    "ORT int8 dynamic": (ort_dynamic, "ORT"),
-    "ORT int8 static": (ort_static, "ORT"),
-    "OpenVINO int8": (nncf, "OpenVINO"),
+    "ORT int8 dynamic": (ort_dynamic, "onnxruntime"),
+    "ORT int8 static": (ort_static, "onnxruntime"),
+    "OpenVINO int8": (nncf, "openvino"),
 }

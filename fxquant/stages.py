@@ -19,6 +19,7 @@ from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass, Pipeline
 from fxquant.passes.canonicalize import CANONICAL
 from fxquant.passes.convert import Convert
+from fxquant.passes.correct_biases import CorrectBiases
 from fxquant.passes.lower import Lower
 from fxquant.passes.lowering import listed_passes
 from fxquant.passes.observe import Observe
@@ -76,7 +77,7 @@ def convert(prepared: Graph) -> Graph:
 def _convert(prepared: fx.GraphModule, weights: Convert) -> fx.GraphModule:
     _expect_stage(prepared, "convert", "prepared", "fxquant.prepare")
     gm = edit.clone(prepared)
-    Pipeline((SmoothActivations(), weights, ShareQParams())).run(gm)
+    Pipeline((SmoothActivations(), CorrectBiases(weights.weights), weights, ShareQParams())).run(gm)
     edit.mark(gm, stage="converted")
     return gm
 

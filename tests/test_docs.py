@@ -133,7 +133,7 @@ def test_kernels_of_each_set():
 
 
 def test_passes_in_their_order():
-    staged = ["annotate", "observe", "smooth_activations", "convert", "share_qparams", "lower"]
+    staged = ["annotate", "observe", "smooth_activations", "correct_biases", "convert", "share_qparams", "lower"]
     expected = [*(each.name for each in CANONICAL.passes), *staged, *LOWERING]
     assert names_in_table(DOCS["passes"], "pass") == expected
 

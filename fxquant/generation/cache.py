@@ -4,6 +4,7 @@ Layer i of a cache is two tensors, `key_i` and `value_i`, each (batch, heads, le
 empty cache, so that one graph serves the prompt and the tokens after it.
 """
 
+import functools
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +17,10 @@ from fxquant.graph.calling import Leaf
 KINDS = ("key_", "value_")
 
 
-def names(layers: int, prefix: str = "") -> list[str]:
+@functools.cache
+def names(layers: int, prefix: str = "") -> tuple[str, ...]:
     """Return the names of the tensors of a cache, in order."""
-    return [f"{prefix}{kind}{layer}" for layer in range(layers) for kind in KINDS]
+    return tuple(f"{prefix}{kind}{layer}" for layer in range(layers) for kind in KINDS)
 
 
 def caches() -> Any:

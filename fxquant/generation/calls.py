@@ -12,11 +12,11 @@ from fxquant.errors import InputError
 from fxquant.graph import structure
 from fxquant.graph.calling import Parameter, python_signature
 
-# How models count positions that they are not given, from the mask of all tokens, (batch, total): by place, or without
-# padding. Both give (batch, total).
-POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "place": lambda mask: torch.arange(mask.shape[1], device=mask.device).expand(mask.shape),
-    "mask": lambda mask: mask.cumsum(-1) * mask - 1,
+# How models count positions that they are not given, from the mask of all tokens, (batch, total), and the first token
+# that they are asked of: by place, or without padding. Both give (batch, total − first).
+POSITIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "place": lambda mask, first: torch.arange(first, mask.shape[1], device=mask.device).expand(mask.shape[0], -1),
+    "mask": lambda mask, first: (mask.cumsum(-1) * mask - 1)[:, first:],
 }
 
 
@@ -64,7 +64,7 @@ def positions(found: Any, ids: Tensor, mask: Tensor, default: str) -> Tensor:
         InputError: they have another shape.
     """
     if found is None:
-        found = POSITIONS[default](mask)[:, mask.shape[1] - ids.shape[1] :]
+        return POSITIONS[default](mask, mask.shape[1] - ids.shape[1])
     if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[1] != ids.shape[1]:
         raise InputError(f"position_ids are {_kind(found)}: expected a tensor of the shape of input_ids")
     return found.expand(ids.shape)

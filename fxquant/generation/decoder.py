@@ -34,7 +34,7 @@ def capture_decoder(model: nn.Module, example: Example) -> dict[str, fx.GraphMod
         past = _past(model, ids[:, :_PAST], mask[:, :_PAST])
     inputs = {"input_ids": ids[:, _PAST:].contiguous(), "attention_mask": mask}
     if takes_positions:
-        inputs["position_ids"] = POSITIONS["place"](mask)[:, _PAST:].contiguous()
+        inputs["position_ids"] = POSITIONS["place"](mask, _PAST).contiguous()
     inputs["logits_to_keep"] = torch.arange(1, ids.shape[1] - _PAST, device=ids.device)
     lengths = [*inputs, *cache.names(len(past) // 2)]
     gm = capture_flat(model, _flat_step(type(model), len(past) // 2), inputs | cache.flat(past), lengths)
@@ -90,7 +90,7 @@ def _default_positions(model: nn.Module, ids: Tensor) -> str:
     mask[:, :2] = 0
     own = model(input_ids=ids, attention_mask=mask).logits
     for name, count in POSITIONS.items():
-        given = model(input_ids=ids, attention_mask=mask, position_ids=count(mask)).logits
+        given = model(input_ids=ids, attention_mask=mask, position_ids=count(mask, 0)).logits
         if differs(own, given, torch.ones_like(mask)) is None:
             return name
     raise CaptureError(f"the model counts positions in a way of its own, not by {' or '.join(POSITIONS)}")

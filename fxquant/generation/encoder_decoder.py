@@ -40,7 +40,7 @@ def capture_encoder_decoder(model: Any, example: Example) -> dict[str, fx.GraphM
     inputs = {_TARGET: target[:, _PAST:].contiguous(), "attention_mask": _mask(source, hidden)}
     inputs["decoder_attention_mask"] = mask
     if "decoder_position_ids" in inspect.signature(model.forward).parameters:
-        inputs["decoder_position_ids"] = POSITIONS["place"](mask)[:, _PAST:].contiguous()
+        inputs["decoder_position_ids"] = POSITIONS["place"](mask, _PAST).contiguous()
     inputs |= cache.flat(own) | cache.flat(cross, CROSS)
     step = capture_flat(model, _flat_step(kind, layers), inputs, [_TARGET, *cache.names(layers)])
     graphs = {"encoder": encoder, "cross": crossing, "step": step}

@@ -102,7 +102,7 @@ def caches_of(name: str, leaves: Sequence[Leaf], prefix: str = "") -> list[Leaf]
         ConfigError: they are not keys and values, (batch, heads, length, size), of one layer or more.
     """
     found = [leaf for leaf in leaves if leaf.name.startswith(tuple(prefix + kind for kind in cache.KINDS))]
-    expected = cache.names(max(len(found) // 2, 1), prefix)
+    expected = list(cache.names(max(len(found) // 2, 1), prefix))
     if [leaf.name for leaf in found] != expected:
         raise ConfigError(f"graph {name!r} takes the cache {[leaf.name for leaf in found]}: expected {expected}")
     for leaf in found:

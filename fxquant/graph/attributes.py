@@ -11,19 +11,24 @@ from collections.abc import Iterator, Sequence
 ATTRIBUTE = re.compile(r"(\w+)(?: : [^=]+)? = (self\..+|getattr\(.+)")
 
 
-def read_directly(body: list[str], then: Sequence[str] = ()) -> list[str]:
+def read_directly(body: list[str], first: Sequence[str] = ()) -> list[str]:
     """Return the lines of a generated forward with every read of an attribute moved to the top and made cheap.
 
-    Under torch.compile the reads stay as they were: it takes attributes for what they are, and traces them once. `then`
-    are lines that come behind them where it does not trace.
+    Under torch.compile the reads stay as they were: it takes attributes for what they are, and traces them once. Where
+    it does not trace, the lines `first` come before them.
     """
     found = {index: read for index, line in enumerate(body) if (read := _read(line))}
-    if not found and not then:
+    if not found and not first:
         return body
     plain = [f"        {body[index].rstrip()}\n" for index in found] or ["        pass\n"]
-    direct = [f"        {line}\n" for line in (*_walk(dict(found.values())), *then)]
+    direct = [f"        {line}\n" for line in (*first, *_walk(dict(found.values())))]
     rest = ["pass" if index in found else line for index, line in enumerate(body)]
     return ["if torch.compiler.is_compiling():\n", *plain, "else:\n", *direct, *rest]
+
+
+def paths(body: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the path of each attribute that the lines of a generated forward read, by the name that they give it."""
+    return dict(read for line in body if (read := _read(line)))
 
 
 def _read(line: str) -> tuple[str, tuple[str, ...]] | None:

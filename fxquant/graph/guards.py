@@ -17,6 +17,7 @@ from fxquant.errors import ArtifactError
 
 Tree = int | list[Any]
 Shapes = Sequence[Sequence[int]]
+Pair = tuple[tuple[int, int], tuple[int, int]]
 
 _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.FloorDiv: "//", ast.Mod: "%"}
 _COMPARE = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
@@ -115,6 +116,17 @@ def always_holds(tree: Tree) -> bool:
     if kind == "==" and isinstance(first, list) and first[0] == "min" and second in first[1:]:
         return all(_never_less(other, second) for other in first[1:])
     return (kind == ">=" and _never_less(first, second)) or (kind == "<=" and _never_less(second, first))
+
+
+def equal_sizes(tree: Tree) -> Pair | None:
+    """Return the two sizes, (input, dimension) each, that a condition makes equal, as `b + a == a + c` does b and c."""
+    if not isinstance(tree, list) or tree[0] != "==":
+        return None
+    found = {sizes: factor for sizes, factor in (_terms(["-", *tree[1:]]) or {}).items() if factor}
+    if sorted(found.values()) != [-1, 1] or any(len(sizes) != 1 for sizes in found):
+        return None
+    first, second = ((leaf, dimension) for ((_, leaf, dimension),) in found)
+    return first, second
 
 
 def _never_less(greater: Tree, less: Tree) -> bool:

@@ -1,7 +1,7 @@
 """From an exported program to a plain graph: no hooks or assertions, one name per tensor, module paths on the nodes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,17 +12,16 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from fxquant.errors import CaptureError
-from fxquant.graph import edit, guards
-from fxquant.graph.calling import Leaf
+from fxquant.graph import edit
 from fxquant.graph.example import Example
 from fxquant.graph.measure import measure_unknown
 from fxquant.graph.signature import Signature, SignatureCodeGen
+from fxquant.graph.sizes import sizes_of
 
 ROOT = "model"  # the name under which the exported entry module holds the model
 _KEPT = ("val", "stack_trace", "nn_module_stack")
 _TENSORS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _CHECKS = ("_assert", "sym_constrain")  # how the names of ops begin that compute nothing
-_ANY = 2**62  # an upper limit of sizes that is none
 
 
 def rebuild(program: ExportedProgram, example: Example, outputs: dict[str, Any]) -> fx.GraphModule:
@@ -42,15 +41,12 @@ def rebuild(program: ExportedProgram, example: Example, outputs: dict[str, Any])
     _copy_rest(program, graph, copies, tensors)
     graph.eliminate_dead_code()
     _forbid_changed_buffers(program, graph)
-    leaves, ranges = _leaves(
-        example, [node.meta["val"] for node in graph.nodes if node.op == "placeholder"], program.range_constraints
-    )
-    conditions, unchecked = _conditions(program)
-    graph.set_codegen(
-        SignatureCodeGen(Signature(example.parameters, example.inputs, leaves, outputs, ranges, conditions))
-    )
+    given = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
+    sizes = sizes_of(program, example.names, given)
+    stated = (sizes.leaves, outputs, sizes.ranges, sizes.conditions)
+    graph.set_codegen(SignatureCodeGen(Signature(example.parameters, example.inputs, *stated)))
     gm = fx.GraphModule(tensors, graph, class_name="CapturedGraph")  # it takes the tensors that are read, no others
-    edit.mark(gm, stage="captured", unchecked=unchecked or None)
+    edit.mark(gm, stage="captured", unchecked=sizes.unchecked or None)
     gm.eval()
     measure_unknown(gm, example.tensors)
     return gm
@@ -166,44 +162,3 @@ def _memory_of(value: Any) -> Any:
             break
         value = value.args[0]
     return value
-
-
-def _leaves(
-    example: Example, values: Sequence[Tensor], limits: Mapping[Any, Any]
-) -> tuple[tuple[Leaf, ...], dict[str, tuple[int, int | None]]]:
-    """Return the inputs with symbols d0, d1, … in order of appearance, and the ranges of those that have one."""
-    symbols: dict[str, str] = {}
-    ranges: dict[str, tuple[int, int | None]] = {}
-    leaves = []
-    for name, value in zip(example.names, values, strict=True):
-        shape: list[int | str] = []
-        for size in value.shape:
-            if isinstance(size, int):
-                shape.append(size)
-                continue
-            symbol = symbols.setdefault(str(size), f"d{len(symbols)}")
-            shape.append(symbol)
-            limit = limits.get(size.node.expr)
-            least, most = (0, None) if limit is None else (_integer(limit.lower), _integer(limit.upper))
-            # an export assumes sizes of two and more, but what it emits serves one and none as well
-            if (least or 0) > 2 or most is not None:
-                ranges[symbol] = (least if least is not None and least > 2 else 0, most)
-        leaves.append(Leaf(name, value.dtype, tuple(shape)))
-    return tuple(leaves), ranges
-
-
-def _integer(limit: Any) -> int | None:
-    return int(limit) if limit.is_Integer and int(limit) < _ANY else None
-
-
-def _conditions(program: ExportedProgram) -> tuple[tuple[guards.Tree, ...], list[str]]:
-    """Return the conditions that the inputs must meet, and the text of those that cannot be checked."""
-    found: list[guards.Tree] = []
-    unchecked: list[str] = []
-    for text in getattr(program, "_guards_code", ()):
-        tree = guards.parse(text)
-        if tree is None:
-            unchecked.append(text)
-        elif not (guards.is_plain(tree) or guards.is_assumed(tree) or guards.always_holds(tree)):
-            found.append(tree)
-    return tuple(found), unchecked

@@ -151,11 +151,14 @@ def _builder(data: Any, first: int, depth: int) -> tuple[Builder, int]:
         raise ArtifactError(
             f"{reprlib.repr(data)} is no structure of values, of a known kind and at most {_DEEPEST} deep"
         )
-    parts = []
+    parts, begin = [], first
     for item in data["items"]:
         part, first = _builder(item, first, depth + 1)
         parts.append(part)
     make = _maker(kind, data, len(parts))
+    if all(item["kind"] == "leaf" for item in data["items"]):  # as nearly all results are
+        end = first
+        return lambda leaves: make(list(leaves[begin:end])), end
     return lambda leaves: make([part(leaves) for part in parts]), first
 
 

@@ -20,13 +20,13 @@ from fxquant.integrations.pt2e import outwards as pt2e
 from fxquant.registry import Registry
 from fxquant.verification.whole import Call
 
-# Loads the one graph in the folder of an export, whose inputs are called so, for this many threads.
+# Loads a file whose inputs are called so, for this many threads; what a call returns may be overwritten by the next.
 Start = Callable[[Path, Sequence[str], int], Call]
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime: the package to import, how to install it, the format and target of its files, and how to run them.
+    """A runtime: the package to import, how to install it, format, target and name of its files, and how to run them.
 
     `reference` returns the graph that a file computes: the Q/DQ graph with the substitutions of the export.
     """
@@ -35,6 +35,7 @@ class Runtime:
     install: str
     format: str
     target: str | None
+    file: str
     reference: Callable[[fx.GraphModule], fx.GraphModule]
     start: Start
 
@@ -47,12 +48,12 @@ class Runtime:
 RUNTIMES: Registry[Runtime] = Registry("runtime")
 
 
-def _onnxruntime(folder: Path, names: Sequence[str], threads: int) -> Call:
+def _onnxruntime(path: Path, names: Sequence[str], threads: int) -> Call:
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # activations stay in float32
-    session = runtime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     places = {each.name: names.index(each.name) for each in session.get_inputs()}
 
     def call(inputs: Sequence[Tensor]) -> Sequence[Any]:
@@ -62,14 +63,12 @@ def _onnxruntime(folder: Path, names: Sequence[str], threads: int) -> Call:
     return call
 
 
-def _openvino(folder: Path, names: Sequence[str], threads: int) -> Call:
-    return _compiled(
-        folder / "model.onnx", names, {"INFERENCE_NUM_THREADS": threads, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    )
+def _openvino(path: Path, names: Sequence[str], threads: int) -> Call:
+    return _compiled(path, names, {"INFERENCE_NUM_THREADS": threads, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0})
 
 
-def _openvino_ir(folder: Path, names: Sequence[str], threads: int) -> Call:
-    return _compiled(folder / "model.xml", names, {"INFERENCE_NUM_THREADS": threads})
+def _openvino_ir(path: Path, names: Sequence[str], threads: int) -> Call:
+    return _compiled(path, names, {"INFERENCE_NUM_THREADS": threads})
 
 
 def _compiled(path: Path, names: Sequence[str], options: dict[str, int]) -> Call:
@@ -80,15 +79,16 @@ def _compiled(path: Path, names: Sequence[str], options: dict[str, int]) -> Call
     places = {each.get_any_name(): names.index(each.get_any_name()) for each in compiled.inputs}
 
     def call(inputs: Sequence[Tensor]) -> Sequence[Any]:
-        found = request.infer({name: inputs[place].numpy() for name, place in places.items()}, share_inputs=True)
+        given = {name: inputs[place].numpy() for name, place in places.items()}
+        found = request.infer(given, share_inputs=True, share_outputs=True)
         return [torch.from_numpy(found[place]) for place in range(len(found))]
 
     return call
 
 
-def _executorch(folder: Path, names: Sequence[str], threads: int) -> Call:
+def _executorch(path: Path, names: Sequence[str], threads: int) -> Call:
     runtime = importlib.import_module("executorch.runtime").Runtime.get()
-    method = runtime.load_program(folder / "model.pte").load_method("forward")
+    method = runtime.load_program(path).load_method("forward")
     return lambda inputs: method.execute(list(inputs))
 
 
@@ -109,10 +109,10 @@ def _dialect(target: str) -> Callable[[fx.GraphModule], fx.GraphModule]:
 
 for _name, _start in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
     _install = f"pip install {_name} 'fxquant[onnx]'"
-    RUNTIMES.add(_name, Runtime(_name, _install, "onnx", _name, _dialect(_name), _start))
+    RUNTIMES.add(_name, Runtime(_name, _install, "onnx", _name, "model.onnx", _dialect(_name), _start))
 _install = "pip install 'fxquant[openvino]'"
-RUNTIMES.add("openvino-ir", Runtime("openvino", _install, "openvino", None, openvino_dialect, _openvino_ir))
 RUNTIMES.add(
-    "executorch",
-    Runtime("executorch", "pip install 'fxquant[executorch]'", "executorch", "xnnpack", _xnnpack, _executorch),
+    "openvino-ir", Runtime("openvino", _install, "openvino", None, "model.xml", openvino_dialect, _openvino_ir)
 )
+_install = "pip install 'fxquant[executorch]'"
+RUNTIMES.add("executorch", Runtime("executorch", _install, "executorch", "xnnpack", "model.pte", _xnnpack, _executorch))

@@ -155,7 +155,7 @@ def _other(case: _Case, name: str, runtime: Runtime) -> _Candidate:
         size = sum((folder / file).stat().st_size for file in written.files if file != REPORT)
         row = replace(row, size=size, remarks=tuple(f"{count} × {kind}" for kind, count in found.items()))
         names = [leaf.name for leaf in signature_of(case.gm).leaves]
-        call = runtime.start(folder, names, torch.get_num_threads())
+        call = runtime.start(folder / runtime.file, names, torch.get_num_threads())
         return _Candidate(row, _expected(runtime.reference(case.gm), case.inputs), call)
     except MissingExtraError as error:
         return _Candidate(replace(row, remarks=(str(error),)), case.expected)

@@ -8,10 +8,10 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
+from fxquant.passes.attention_columns import merged
 from fxquant.passes.attention_operands import (
     Operand,
     flattens,
-    joined,
     operand,
     swaps_positions_and_heads,
     unrepeated,
@@ -80,9 +80,15 @@ def _heads_of(node: Any) -> int:
     return known.shape[1]
 
 
-def rows_of(query: Operand, key: Operand, value: Operand) -> tuple[fx.Node | None, ...]:
-    """Return query, key and value as kernels take them: merged, or each with its positions before its heads."""
-    return joined(query, key, value) or tuple(map(rows, (query, key, value)))
+def rows_of(query: Operand, key: Operand, value: Operand, most: int = 1) -> tuple[tuple[fx.Node | None, ...], int]:
+    """Return query, key and value as kernels take them: merged, or each with its positions before its heads.
+
+    With them comes in how many groups the heads of a merged tensor lie; in more than `most` it is left apart.
+    """
+    found = merged(query, key, value)
+    if found is not None and found.groups <= most:
+        return (found.source, None, None), found.groups
+    return tuple(map(rows, (query, key, value))), 1
 
 
 def mask_of(attention: Spelled) -> fx.Node | None:

@@ -1,12 +1,10 @@
-"""Where an attention's operands come from: rows that a linear wrote, columns of a wider tensor, repeated heads.
+"""Where an attention's operands come from: rows that a linear wrote, numbers that scale them, repeated heads.
 
 Sizes are equal where the graph's symbols say so; in a graph that was loaded, which has none, where both vary or both do
 not, and are equal in the example.
 """
 
-import operator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -115,32 +113,3 @@ def _grouped(node: fx.Node) -> Any:
             return None
         inner, node = node, node.args[0]  # type: ignore[assignment]
     return node if inner.args[1] in (2, -3) else None
-
-
-def joined(query: Operand, key: Operand, value: Operand) -> tuple[fx.Node, None, None] | None:
-    """Return the one tensor whose columns are those of query, key and value in this order and no others."""
-    parts = [_columns(each.rows) for each in (query, key, value)]
-    found = [part for part in parts if part is not None]
-    if len(found) < 3 or len({part[0] for part in found}) > 1:
-        return None
-    source, known = found[0][0], edit.info(found[0][0])
-    ends = [0, *(end for _, _, end in found)]
-    adjoin = [start for _, start, _ in found] == ends[:-1]
-    return (source, None, None) if known is not None and adjoin and known.shape[-1] == ends[-1] else None
-
-
-def _columns(node: fx.Node | None) -> tuple[fx.Node, int, int] | None:
-    """Return the tensor that a node is a range of the last axis of, with the range."""
-    known = edit.info(node) if node is not None else None
-    if node is None or known is None or len(known.shape) != 3 or known.dynamic[2]:
-        return None
-    args: Any = node.args
-    if node.target is operator.getitem and args[0].target in (aten.split.Tensor, aten.split_with_sizes.default):
-        (source, sizes, axis), place = args[0].args, args[1]
-        start = place * sizes if isinstance(sizes, int) else [0, *accumulate(sizes)][place]
-    elif node.target is aten.slice.Tensor and args[4] == 1:
-        source, axis, start = args[:3]
-    else:
-        return None
-    whole = isinstance(start, int) and start >= 0 and axis in (-1, 2)
-    return (source, start, start + known.shape[2]) if whole else None

@@ -97,7 +97,7 @@ def _merged(before: fx.Node, parted: Any, value: Any) -> list[Any]:
 def _mask(before: fx.Node, scores: Scores, made: dict[Any, Any]) -> Any:
     """Return the sum of the masks, or None; with heads apart where the scores are parted."""
     merged = any(len(sizes(node) or ()) == 3 for _, node, _ in scores.masks)
-    key = (tuple(scores.masks), scores.split if merged else None)
+    key = (tuple(scores.masks), tuple(scores.split.args[1][:2]) if merged and scores.split is not None else None)
     if key not in made:
         made[key] = _sum(before, scores)
     return made[key]

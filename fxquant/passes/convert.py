@@ -76,11 +76,7 @@ class _Conversion:
         raise FxQuantError(f"%{source.name} was not observed: convert takes a graph that came from fxquant.prepare")
 
     def _constant(self, source: fx.Node, spec: QuantSpec) -> fx.Node:
-        tensor = edit.get_tensor(self.gm, source)
-        if (id(tensor), spec) not in self.weights:
-            qparams = constant_qparams(tensor, spec, str(source.target))
-            self.weights[id(tensor), spec] = (tensor, quantize(tensor, qparams, spec), qparams)
-        _, integers, qparams = self.weights[id(tensor), spec]
+        integers, qparams = integers_of(self.gm, source, spec, self.weights)
         return self._store(source, integers, qparams, spec)
 
     def _static(self, observer: fx.Node, spec: QuantSpec) -> fx.Node:
@@ -119,6 +115,20 @@ def _narrowed(qparams: QParams, spec: QuantSpec) -> QParams:
     if spec.symmetric:
         zero_point = zero_point.new_tensor(0 if spec.format.signed else (spec.qmax + 1) // 2)
     return qparams._replace(zero_point=zero_point)
+
+
+def integers_of(gm: fx.GraphModule, source: fx.Node, spec: QuantSpec, known: WeightTable) -> tuple[Tensor, QParams]:
+    """Return a constant as integers, found once for each tensor.
+
+    Raises:
+        CalibrationError: it holds NaN or infinity; names it.
+    """
+    tensor = edit.get_tensor(gm, source)
+    if (id(tensor), spec) not in known:
+        qparams = constant_qparams(tensor, spec, str(source.target))
+        known[id(tensor), spec] = (tensor, quantize(tensor, qparams, spec), qparams)
+    _, integers, qparams = known[id(tensor), spec]
+    return integers, qparams
 
 
 def constant_qparams(tensor: Tensor, spec: QuantSpec, name: str) -> QParams:

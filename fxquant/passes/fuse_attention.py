@@ -55,7 +55,7 @@ def _replace(attention: Spelled, read: Heads) -> None:
     node, graph = attention.result, attention.result.graph
     mask = mask_of(attention)
     with graph.inserting_before(node):
-        rows = rows_of(read.query, read.key, read.value)
+        rows, _ = rows_of(read.query, read.key, read.value)
         tail = (mask, None, read.heads, read.kv_heads, read.scale, attention.causal)
         new = edit.call(graph, ATTENTION, (*rows, *tail), like=node, value=flat(node))
     hand_over((attention.result,), new)

@@ -155,8 +155,9 @@ def _replace(attention: Spelled, read: Heads, step: _Step) -> None:
     cos, sin, interleaved = step.rotary
     mask, diagonal = mask_of(attention), 0 if attention.causal else None
     with graph.inserting_before(node):
-        tensors = (*rows_of(*step.operands), *step.past, mask, None, *step.norms, cos, sin)
-        sizes = (read.heads, read.kv_heads, read.scale, attention.cap, diagonal, None, step.eps, interleaved)
+        rows, groups = rows_of(*step.operands, most=read.heads)
+        tensors = (*rows, *step.past, mask, None, *step.norms, cos, sin)
+        sizes = (read.heads, read.kv_heads, read.scale, attention.cap, diagonal, None, step.eps, interleaved, groups)
         kernel = edit.call(graph, CACHED, (*tensors, *sizes), like=node)
         results = [
             edit.call(graph, operator.getitem, (kernel, index), like=like, value=value)

@@ -13,11 +13,13 @@ from fxquant.passes.narrow_attention import NarrowAttention
 from fxquant.passes.narrow_products import NarrowProducts
 from fxquant.passes.simplify_masks import SimplifyMasks
 from fxquant.passes.sink_quantize import SinkQuantize
+from fxquant.passes.slice_columns import SliceColumns
 from fxquant.passes.unpad import Unpad
 from fxquant.registry import Registry
 
 LOWERING: Registry[Pass] = Registry("lowering pass")
 LOWERING.add("merge_linears", MergeLinears())
+LOWERING.add("slice_columns", SliceColumns())
 LOWERING.add("sink_quantize", SinkQuantize())
 LOWERING.add("fuse_rotary", FuseRotary())
 LOWERING.add("fuse_caches", FuseCaches())

@@ -192,11 +192,39 @@ def _repeats(first: fx.Node, second: fx.Node) -> bool:
     return leading(first) != leading(second)
 
 
+def _activation(kind: str) -> Callable[[fx.Node], Words | None]:
+    """Return the reader of an activation of what a linear gave, or of some columns of that.
+
+    Others stay calls: behind convolutions the last axis is a place, and no row.
+    """
+
+    def read(node: fx.Node) -> Words | None:
+        x: Any = node.args[0]
+        approximate = node.kwargs.get("approximate", "none")
+        name = kind if approximate == "none" else f"{kind}_{approximate}"
+        return ("activate", x, name) if _is_linear(x) or (_is_columns(x) and _is_linear(x.args[0])) else None
+
+    return read
+
+
+def _is_linear(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target in LINEARS
+
+
+def _is_columns(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is aten.slice.Tensor
+
+
 def _embedding(node: fx.Node) -> Words:
     table, scale, ids = node.args
     return "embedding", ids, table, scale
 
 
+LINEARS = (
+    ops.packed_linear_dynamic_int8.default,
+    ops.packed_linear_int8.default,
+    ops.packed_linear_weight_only.default,
+)
 READERS: dict[Any, Callable[[fx.Node], Words | None]] = {
     ops.packed_linear_dynamic_int8.default: _linear,
     ops.packed_linear_int8.default: _linear_bytes,
@@ -206,6 +234,9 @@ READERS: dict[Any, Callable[[fx.Node], Words | None]] = {
     aten.layer_norm.default: _layer_norm,
     aten.rms_norm.default: _rms_norm,
     aten.slice.Tensor: _columns,
+    aten.relu.default: _activation("relu"),
+    aten.gelu.default: _activation("gelu"),
+    aten.silu.default: _activation("silu"),
     aten.add.Tensor: _elementwise("add"),
     aten.mul.Tensor: _elementwise("multiply"),
 }

@@ -37,24 +37,25 @@ class SmoothActivations:
         return sum(_smooth(gm, node, edges) for node, edges in _observed(gm).items())
 
 
+def seen_by(gm: fx.GraphModule, node: fx.Node) -> Smooth | None:
+    """Return the `smooth` observer that a node calls, if it saw anything."""
+    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, Smooth) and module.observed else None
+
+
 def _observed(gm: fx.GraphModule) -> dict[fx.Node, list[tuple[Edge, Edge]]]:
     """Return the calls of observers that saw an activation of linears alone, with where these read it and a weight."""
     found: dict[fx.Node, list[tuple[Edge, Edge]]] = {}
     for site in claimed_sites(gm):
         for edge in site.edges.get("x", ()):
             weights = site.edges.get("weight", ())
-            if len(weights) == 1 and _seen_by(gm, edge.source) and edit.is_constant(weights[0].source):
+            if len(weights) == 1 and seen_by(gm, edge.source) and edit.is_constant(weights[0].source):
                 found.setdefault(edge.source, []).append((edge, weights[0]))
     return {node: edges for node, edges in found.items() if {edge.user for edge, _ in edges} == set(node.users)}
 
 
-def _seen_by(gm: fx.GraphModule, node: fx.Node) -> Smooth | None:
-    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return module if isinstance(module, Smooth) and module.observed else None
-
-
 def _smooth(gm: fx.GraphModule, call: fx.Node, edges: list[tuple[Edge, Edge]]) -> bool:
-    observer = _seen_by(gm, call)
+    observer = seen_by(gm, call)
     assert observer is not None, "only such calls were found"
     weights = [edit.get_tensor(gm, weight.source) for _, weight in edges]
     if any(weight.ndim != 2 or weight.shape[1] != len(observer.low) for weight in weights):

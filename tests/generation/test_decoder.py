@@ -5,6 +5,8 @@ from generative import DECODERS, decoder, generating, prompts
 
 import fxquant as fxq
 from fxquant.errors import CaptureError
+from fxquant.graph import guards
+from fxquant.graph.signature import signature_of
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -17,6 +19,16 @@ def test_tokens_are_those_of_the_model(name):
         assert torch.equal(generating(program.generate, inputs, **options), expected), options
     with torch.no_grad():
         torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_lengths_of_all_keys_are_one_symbol():
+    """Each call would else look at a condition for each layer."""
+    signature = signature_of(captured.program("llama").graph("step"))
+    lengths = [leaf.shape[2] for leaf in signature.leaves if leaf.name.startswith("key_")]
+    assert len(lengths) > 1
+    assert len(set(lengths)) == 1
+    text = " ".join(guards.text(tree, [leaf.name for leaf in signature.leaves]) for tree in signature.conditions)
+    assert "key_1" not in text
 
 
 def test_example_of_one_token_gives_every_size():

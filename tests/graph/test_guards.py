@@ -80,3 +80,20 @@ def test_what_always_holds_holds(text, shapes):
 @pytest.mark.parametrize("text", SOMETIMES)
 def test_what_signs_do_not_show_is_kept(text):
     assert not guards.always_holds(guards.parse(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [
+        ("L['leaves'][0].size()[1] + L['leaves'][1].size()[0] == L['leaves'][2].size()[0] + L['leaves'][0].size()[1]",
+         {(1, 0), (2, 0)}),
+        ("2*L['leaves'][0].size()[0] - L['leaves'][0].size()[0] == L['leaves'][1].size()[0]", {(0, 0), (1, 0)}),
+        ("L['leaves'][0].size()[1] + 1 == L['leaves'][1].size()[0]", None),
+        ("2*L['leaves'][0].size()[1] == L['leaves'][1].size()[0]", None),
+        ("L['leaves'][0].size()[1] + L['leaves'][1].size()[0] == 0", None),
+        ("L['leaves'][0].size()[1] <= L['leaves'][1].size()[0]", None),
+    ],
+)  # fmt: skip
+def test_equal_sizes_are_what_is_left_of_both_sides(text, pair):
+    found = guards.equal_sizes(guards.parse(text))
+    assert (set(found) if found else None) == pair

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import weakref
-from importlib.util import find_spec
 
 import generative
 import pytest
@@ -242,13 +241,28 @@ def test_another_class_does_not_take_the_graph(folder):
         transformers.AutoModel.from_pretrained(folder / "dynamic")
 
 
-@pytest.mark.skipif(
-    not find_spec("transformers.exporters.quantizers"),
-    reason="transformers before 5.23 gives models that are quantized the shapes of the checkpoint",
-)
 def test_float_checkpoint_of_other_shapes_is_refused(folder):
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+    # by transformers itself, before 5.23 by us
+    with pytest.raises((RuntimeError, fxq.DataError), match=r"ignore_mismatched_sizes|and config.json asks for \(48"):
         Classifier.from_pretrained(folder / "float", quantization_config=FxQuantConfig(), intermediate_size=48)
+    skeleton = torch.nn.Linear(2, 3)
+    checked = quantizer.FxHfQuantizer(FxQuantConfig(), pre_quantized=False)
+    checked._process_model_before_weight_loading(skeleton)
+    skeleton.weight = torch.nn.Parameter(torch.ones(3, 4))
+    with pytest.raises(
+        fxq.DataError, match=r"weight has shape \(3, 4\) in the checkpoint, and config.json asks for \(3, 2"
+    ):
+        checked._process_model_after_weight_loading(skeleton)
+
+
+def test_model_that_its_dummy_inputs_do_not_fit_is_named():
+    part = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    images = {**part, "image_size": 8, "patch_size": 4}
+    clip = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config={**part, "vocab_size": 9, "bos_token_id": 0}, vision_config=images)
+    )
+    with pytest.raises(fxq.ConfigError, match=r"a CLIPModel cannot be called with .*: give FxQuantConfig\(example_inp"):
+        quantizer.quantize_model(clip.eval(), FxQuantConfig())
 
 
 @pytest.mark.parametrize(

@@ -57,18 +57,18 @@ def test_executorch_agrees(artifact):
 def _with_another_scale(start, factor):
     """Return what starts a runtime on a file whose first activation has another scale."""
 
-    def changed(folder, names, threads):
+    def changed(path, names, threads):
         import onnx
 
-        model = onnx.load(folder / "model.onnx")
+        model = onnx.load(path)
         wanted = next(node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear")
         for each in model.graph.initializer:
             if each.name == wanted:
                 each.CopyFrom(
                     onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(each) * np.float32(factor), wanted)
                 )
-        onnx.save(model, folder / "model.onnx")
-        return start(folder, names, threads)
+        onnx.save(model, path)
+        return start(path, names, threads)
 
     return changed
 
@@ -116,7 +116,7 @@ def test_what_is_not_here_or_cannot_be_said_is_a_row(artifact, monkeypatch):
 
 
 def test_a_runtime_that_raises_fails(artifact, monkeypatch):
-    def start(folder, names, threads):
+    def start(path, names, threads):
         raise RuntimeError("no such operator\nwith a trace")
 
     def write(graphs, folder, target):
@@ -124,7 +124,7 @@ def test_a_runtime_that_raises_fails(artifact, monkeypatch):
         return {name: Written(()) for name in graphs}
 
     monkeypatch.setitem(FORMATS._entries, "nothing", write)
-    broken = Runtime("torch", "pip install torch", "nothing", None, lambda gm: gm, start)
+    broken = Runtime("torch", "pip install torch", "nothing", None, "nothing", lambda gm: gm, start)
     monkeypatch.setitem(RUNTIMES._entries, "broken", broken)
     found = fxq.verify(artifact, rounds=1, backends=(), runtimes=["broken"])
     assert [each.partition(": ")[2] for each in found.problems] == ["RuntimeError: no such operator"]

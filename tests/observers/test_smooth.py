@@ -40,6 +40,7 @@ def test_range_is_that_of_all_channels_and_shrinks_when_divided():
     assert [float(bound) for bound in divided._range()] == [-2, 2]
     assert float(divided.qparams().scale) == pytest.approx(4 / 255)
     assert [float(bound) for bound in made._range()] == [-9, 9], "the observer itself stays"
+    torch.testing.assert_close(divided.mean(), made.mean() / torch.tensor([4.0, 1.0, 9.0, 1.0, 1.0]))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,8 @@ def test_merged_observers_saw_both():
     whole = observer(*parts)
     assert torch.equal(left.low, whole.low)
     assert torch.equal(left.high, whole.high)
+    torch.testing.assert_close(left.mean(), torch.cat(parts).mean(0))
+    torch.testing.assert_close(whole.mean(), left.mean())
 
 
 def test_bad_input():

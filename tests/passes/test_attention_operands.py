@@ -1,4 +1,4 @@
-"""Where operands come from: rows of linears, columns of a wider tensor, heads that are repeated."""
+"""Where operands come from: rows of linears, heads that are repeated."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from graphs import Call
 
 import fxquant as fxq
 from fxquant.graph import edit
-from fxquant.passes.attention_operands import flattens, joined, operand, unrepeated
+from fxquant.passes.attention_operands import flattens, operand, unrepeated
 from fxquant.passes.canonicalize import canonicalize
 
 X = torch.randn(2, 5, 64)
@@ -70,27 +70,3 @@ def test_keys_and_values_are_both_repeated_or_neither():
     groups, _ = result(REPEATS["groups"][0], torch.randn(3, 2, 5, 16))
     plain, _ = result(lambda x: x.relu(), torch.randn(3, 4, 5, 16))
     assert unrepeated(groups, plain) == (groups, plain)
-
-
-def heads(x):
-    return x.view(x.shape[0], x.shape[1], -1, 16).transpose(1, 2)
-
-
-COLUMNS = {
-    "slices": (lambda x: [heads(x[..., a : a + 16]) for a in (0, 16, 32)], torch.randn(2, 5, 48), True),
-    "split": (lambda x: [heads(y) for y in x.split(16, -1)], torch.randn(2, 5, 48), True),
-    "split by sizes": (lambda x: [heads(y) for y in x.split([32, 16, 16], -1)], X, True),
-    "columns left over": (lambda x: [heads(x[..., a : a + 16]) for a in (0, 16, 32)], X, False),
-    "a gap": (lambda x: [heads(x[..., a : a + 16]) for a in (0, 16, 48)], X, False),
-    "another order": (lambda x: [heads(x[..., a : a + 16]) for a in (16, 0, 32)], torch.randn(2, 5, 48), False),
-    "rows, not columns": (lambda x: [heads(x[:, a : a + 2]) for a in (0, 2, 4)], torch.randn(2, 6, 16), False),
-}
-
-
-@pytest.mark.parametrize("case", COLUMNS)
-def test_columns_of_one_tensor(case):
-    function, x, expected = COLUMNS[case]
-    gm = canonicalize(fxq.capture(Call(lambda x: tuple(function(x))).eval(), (x,), dynamic=False))
-    parts = [operand(node) for node in gm.graph.output_node().args[0]]
-    source = next(iter(gm.graph.nodes))
-    assert joined(*parts) == ((source, None, None) if expected else None)

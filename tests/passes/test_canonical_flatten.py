@@ -4,11 +4,12 @@ import pytest
 import torch
 from canonical import after, assert_same, before, story, targets
 from golden import check_golden
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear, relu
 
 from fxquant.graph import edit
 
 aten = torch.ops.aten
+KEPT = (aten.linear.default, aten.layer_norm.default, aten.relu.default, aten.add.Tensor)
 X, W, B = torch.randn(2, 3, 6), torch.randn(5, 6), torch.randn(5)
 
 
@@ -17,7 +18,22 @@ def conv1d(x, w, b):
     return linear(x.view(-1, x.size(-1)), w, b).view((*x.size()[:-1], 5))
 
 
+def network(x, w, b):
+    """Return what OPT's feed-forward network does with a norm before it and its residual."""
+    flat = x.reshape(-1, x.size(-1))
+    wide = relu(linear(layer_norm(flat, (6,)), w, b))
+    return (flat + linear(wide, w.T.contiguous())).view(x.shape)
+
+
+def stopped(x, w, b):
+    """Return what two linears give, of which something else reads rows of the first."""
+    inner = linear(x.view(-1, 6), w, b)
+    return linear(relu(inner), w.T.contiguous()).view(x.shape) * inner.sum(0)[:1]
+
+
 NEAR_MISSES = [
+    ("rows-read-on-the-way", stopped),
+    ("weights-by-row", lambda x, w, b: (x.view(-1, 6) * x[0].repeat(x.shape[0], 1)).view(x.shape)),
     ("other-leading-axes", lambda x, w, b: linear(x.view(-1, 6), w, b).view(x.shape[1], x.shape[0], 5)),
     ("rows-split", lambda x, w, b: linear(x.view(-1, 6), w, b).view(x.shape[0], x.shape[1] * 5)),
     ("columns-regrouped", lambda x, w, b: linear(x.reshape(x.shape[0], -1, 6), w, b).view(x.shape[0], 5, -1)),
@@ -34,6 +50,15 @@ def test_is_lifted():
     assert_same(gm, changed, X)
     assert_same(gm, changed, torch.randn(5, 1, 6))
     assert edit.info(list(changed.graph.nodes)[-2]).shape[2:] == (5,)
+
+
+def test_what_lies_between_is_lifted():
+    gm = before("lift_flattening", network, X, w=W, b=B)
+    changed, count = after("lift_flattening", gm)
+    assert count == 2 and aten.reshape.default not in targets(changed)
+    assert all(edit.info(node).shape[:2] == (2, 3) for node in changed.graph.nodes if node.target in KEPT)
+    assert_same(gm, changed, X)
+    assert_same(gm, changed, torch.randn(5, 1, 6))
 
 
 def test_the_linear_keeps_its_path():

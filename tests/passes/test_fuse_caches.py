@@ -137,6 +137,9 @@ STEPS = {
 }
 ARGUMENTS = [argument.name for argument in CACHED._schema.arguments]
 ALWAYS = {"q", "k", "v", "past_key", "past_value", "mask", "heads", "kv_heads", "scale", "eps", "interleaved", "sin"}
+ALWAYS |= {"groups"}
+# In how many groups the heads of one linear lie; in others query, key and value have a linear each.
+ONE_LINEAR = {"gpt2": 1, "gpt-neox": 4, "phi3": 1, "falcon": 1, "bloom": 4}
 
 
 def arguments_of(node):
@@ -155,6 +158,7 @@ def test_a_step_of_a_model_has_one_kernel_for_each_layer(name):
     for node in found:
         given = arguments_of(node)
         assert len(edit.info(given["mask"]).shape) == 2
+        assert (given["k"] is None, given["groups"]) == (name in ONE_LINEAR, ONE_LINEAR.get(name, 1))
         used |= {key for key, value in given.items() if value is not None} - ALWAYS
         assert all(user.target is operator.getitem for user in node.users)
     assert used == STEPS[name]

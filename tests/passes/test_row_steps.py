@@ -85,6 +85,17 @@ KERNELS = {
         "weight-only-int4",
         ["v0 = weight_only x0 c0 c1 c2 c3 - silu 8 8 -", "v0 = add x0 x1"],
     ),
+    "activation of columns": (
+        lambda m, x: functional.gelu(m.first(x)[:, :4], approximate="tanh") * m.first(x)[:, 4:],
+        "dynamic",
+        [
+            "v0 = linear x0 c0 c1 c2 c3 - none uint8 affine restricted",
+            "v0 = columns x0 0 4",
+            "v0 = activate x0 gelu_tanh",
+            "v0 = columns x0 4 8",
+            "v0 = multiply x0 x1",
+        ],
+    ),
     "weight-only of six features": (lambda m, x: m.back(x[:, :6]), "weight-only", ["v0 = columns x0 0 6"]),
 }
 
@@ -128,6 +139,7 @@ FLOATS = {
     "columns from the end": (lambda m, x, y: x[:, -3:], []),
     "every other column": (lambda m, x, y: x[:, ::2], []),
     "rows": (lambda m, x, y: x[1:], []),
+    "activation of no linear": (lambda m, x, y: functional.silu(x[:, :4]), ["v0 = columns x0 0 4"]),
     "difference": (lambda m, x, y: x - y, []),
     "float look-up": (lambda m, x, y: m.table(x.long()), []),
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fxquant.capture_generation import generates
-from fxquant.errors import ConfigError
+from fxquant.errors import ConfigError, first_line
 from fxquant.graph.modes import inference
 from fxquant.integrations.hf.config import FxQuantConfig
 
@@ -40,13 +40,16 @@ def defaults_of(model: Any, example: Mapping[str, Any]) -> dict[str, int]:
     """Return the inputs that may be left out, with the value that the model takes for each place of them.
 
     Only what the model itself shows on the example counts: with ones for a mask it must give what it gives without.
+
+    Raises:
+        ConfigError: the model cannot be called with the example.
     """
     found = {}
     with inference(model):
         for name in [name for name in _beside_ids(model) if name in example]:
             rest = {key: value for key, value in example.items() if key != name}
-            stands = torch.full_like(example[name], _BESIDE_IDS[name])
-            if _alike(model(**rest), model(**rest, **{name: stands})):
+            stands = _called(model, {**rest, name: torch.full_like(example[name], _BESIDE_IDS[name])})
+            if _alike(_called(model, rest), stands):
                 found[name] = _BESIDE_IDS[name]
     return found
 
@@ -58,6 +61,16 @@ def filled(given: Mapping[str, Any], defaults: Mapping[str, int]) -> dict[str, A
         return dict(given)
     missing = [name for name in defaults if given.get(name) is None]
     return {**given, **{name: torch.full_like(ids, defaults[name]) for name in missing}}
+
+
+def _called(model: Any, inputs: Mapping[str, Any]) -> Any:
+    try:
+        return model(**inputs)
+    except Exception as error:  # whatever the model's code raises
+        raise ConfigError(
+            f"a {type(model).__name__} cannot be called with {', '.join(inputs)} ({type(error).__name__}: "
+            f"{first_line(error)}): give FxQuantConfig(example_inputs={{…}}), keyword arguments as the model is called"
+        ) from error
 
 
 def _beside_ids(model: Any) -> list[str]:

@@ -13,7 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from fxquant.backends import load_backend
 from fxquant.capture_generation import capture_generation, generates
-from fxquant.errors import CaptureError, ConfigError
+from fxquant.errors import CaptureError, ConfigError, DataError
 from fxquant.generation.skeleton import sharing
 from fxquant.integrations.hf import checkpoint
 from fxquant.integrations.hf.config import METHOD, FxQuantConfig
@@ -45,6 +45,7 @@ class FxHfQuantizer(HfQuantizer):
         super().__init__(copy.copy(quantization_config), **kwargs)
         self._stored: checkpoint.Stored | None = None
         self._quantized: Quantized | None = None
+        self._shapes: dict[str, torch.Size] = {}  # of the float model, as its configuration has them
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse a model that is spread: its graphs run on one device.
@@ -79,6 +80,8 @@ class FxHfQuantizer(HfQuantizer):
         if self.pre_quantized:
             self._stored = checkpoint.read_stored(kwargs.get("checkpoint_files"), type(model))
             checkpoint.make_room(model, self._stored)
+        else:
+            self._shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self._stored is not None:
@@ -86,11 +89,22 @@ class FxHfQuantizer(HfQuantizer):
             self._quantized = checkpoint.restore(model, self._stored, backend)
             self._stored = None
         else:
+            self._check_shapes(model)
             self._quantized = quantize_loaded(model, self.quantization_config)
         install(model, self._quantized)
         gc.collect()  # nodes of the float graph form cycles, which would hold its weights for long
         give_back()
         return model
+
+    def _check_shapes(self, model: Any) -> None:
+        """Refuse weights that do not fit: before 5.23 transformers takes any where a model is to be quantized."""
+        for name, tensor in model.named_parameters():
+            wanted = self._shapes.get(name, tensor.shape)
+            if tensor.shape != wanted:
+                raise DataError(
+                    f"{name} has shape {tuple(tensor.shape)} in the checkpoint, and config.json asks for "
+                    f"{tuple(wanted)}: one of them is of another model"
+                )
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return what `save_pretrained` writes: the tensors of the Q/DQ graphs, and the graphs."""

@@ -13,6 +13,7 @@ from torch import fx
 
 from fxquant.errors import ConfigError, suggest
 from fxquant.graph import edit
+from fxquant.integrations.onnx.attention import SpellOutAttention
 from fxquant.integrations.onnx.dynamic import PerTensorDynamic
 from fxquant.integrations.onnx.export import write_dialect
 from fxquant.integrations.onnx.profiles import PROFILES
@@ -24,14 +25,14 @@ from fxquant.passes.base import Pipeline
 from fxquant.passes.qdq_nodes import QUANTIZE
 
 TARGET = "cpu"
-_PASSES = Pipeline((DynamicInGroups(), PerTensorDynamic()))
+_ACTIVATIONS = (DynamicInGroups(), PerTensorDynamic())
 _OPTION = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
 _EXPRESSED = "whole range"  # a substitution of ONNX that is none here
 
 
 def openvino_dialect(gm: fx.GraphModule) -> fx.GraphModule:
     """Return the graph that the written files compute."""
-    found = _PASSES.run(edit.clone(gm))
+    found = Pipeline((*_ACTIVATIONS, SpellOutAttention(unseen="mean"))).run(edit.clone(gm))
     found.recompile()
     return found
 
@@ -47,8 +48,7 @@ def write_openvino(gm: fx.GraphModule, folder: Path, name: str, target: str | No
     if target not in (None, TARGET):
         raise ConfigError(f"unknown target {target!r}: {suggest(target, [TARGET])}")
     openvino = need("openvino", "openvino", "export to OpenVINO")
-    dialect = openvino_dialect(gm)
-    written = edit.clone(dialect)
+    written = Pipeline(_ACTIVATIONS).run(edit.clone(gm))
     dynamic = without_rounding(written)
     bounds = [node.args[4:6] for node in written.graph.find_nodes(op="call_function", target=QUANTIZE)]
     written = PROFILES["openvino"].dialect(written)

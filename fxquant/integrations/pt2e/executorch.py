@@ -1,4 +1,4 @@
-"""A Q/DQ graph as an ExecuTorch program, whose linears XNNPACK runs on integers."""
+"""A Q/DQ graph as an ExecuTorch program, whose products XNNPACK runs on integers."""
 
 import logging
 import warnings
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 from torch.export import Dim, ExportedProgram
 
@@ -15,10 +16,9 @@ from fxquant.graph.modes import quiet_torch
 from fxquant.graph.signature import signature_of
 from fxquant.integrations.flat import Flat, flattened
 from fxquant.integrations.packages import need
-from fxquant.integrations.pt2e.float_moves import LINEAR
 from fxquant.integrations.pt2e.outwards import PROFILES, dialect, exported
+from fxquant.integrations.pt2e.products import CONVOLUTIONS, LINEAR, calls_of, has_integer_weight
 from fxquant.integrations.substitutions import Written, substitutions
-from fxquant.passes.qdq_nodes import DEQUANTIZE
 
 TARGETS = ("xnnpack",)
 # The greatest sizes, of the first axis and of others, that memory is planned for where the model has no limit.
@@ -28,7 +28,7 @@ _LEFT = ("UnsqueezeCopyConfig",)
 
 
 def write_executorch(gm: fx.GraphModule, folder: Path, name: str, target: str | None) -> Written:
-    """Write a converted graph as `name`.pte, and tell how many of its linears XNNPACK runs on integers.
+    """Write a converted graph as `name`.pte, and tell how many of its products XNNPACK runs on integers.
 
     Raises:
         ConfigError: an unknown target.
@@ -46,15 +46,17 @@ def write_executorch(gm: fx.GraphModule, folder: Path, name: str, target: str | 
     edge, program = _lowered(exported(flat, sizes))
     with (folder / f"{name}.pte").open("wb") as file:
         program.write_to_file(file)
-    wanted = [node for node in adapted.graph.nodes if node.target is LINEAR and _target(node.args[1]) is DEQUANTIZE]
-    taken = integer_linears(edge)
-    return Written(
-        substitutions(adapted), (flat.call, f"XNNPACK runs {taken} of {len(wanted)} quantized linears in int8")
-    )
+    return Written(substitutions(adapted), (flat.call, _taken(gm, edge)))
 
 
-def _target(node: Any) -> Any:
-    return node.target if isinstance(node, fx.Node) else None
+def _taken(gm: fx.GraphModule, edge: Any) -> str:
+    """Say how many of the quantized products of a graph XNNPACK took over as such."""
+    told = []
+    for kind, targets, name in (("linears", (LINEAR,), "linear"), ("convolutions", CONVOLUTIONS, "convolution")):
+        wanted = sum(map(has_integer_weight, calls_of(gm, *targets)))
+        if wanted or kind == "linears":
+            told.append(f"{integer_products(edge, name)} of {wanted} quantized {kind}")
+    return f"XNNPACK runs {' and '.join(told)} in int8"
 
 
 def _sizes(flat: Flat, ranges: Any) -> tuple[dict[int, Any], ...]:
@@ -80,11 +82,30 @@ def _lowered(program: ExportedProgram) -> tuple[Any, Any]:
 
         try:
             config = EdgeCompileConfig(_check_ir_validity=False)
-            partitioner = XnnpackPartitioner([each for each in ALL_PARTITIONER_CONFIGS if each.__name__ not in _LEFT])
+            partitioner = XnnpackPartitioner([_rule(each) for each in ALL_PARTITIONER_CONFIGS if _is_taken(each)])
             edge = to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=config)
             return edge, edge.to_executorch()
         except Exception as error:  # its passes raise errors of every kind
             raise ExportError(f"ExecuTorch cannot lower the graph: {first_line(error)}") from error
+
+
+def _is_taken(config: Any) -> bool:
+    return config.__name__ not in _LEFT
+
+
+def _rule(config: Any) -> Any:
+    """Return the rule by which XNNPACK takes an op over; of convolutions narrowed to those that it can reshape."""
+    if config.__name__ != "ConvolutionConfig":
+        return config
+
+    class Narrowed(config):
+        def check_constraints(self, node: fx.Node, program: ExportedProgram) -> bool:
+            shape = node.meta["val"].shape
+            varying = sum(isinstance(size, torch.SymInt) for size in shape)
+            # of one dimension it makes two, by a reshape, which may have one size that varies
+            return not (len(shape) == 3 and varying > 1) and bool(super().check_constraints(node, program))
+
+    return Narrowed
 
 
 @contextmanager
@@ -100,16 +121,16 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def integer_linears(edge: Any) -> int:
-    """Return how many linears with integer weights and activations the delegates of an edge program hold."""
+def integer_products(edge: Any, kind: str) -> int:
+    """Return how many products of a kind, with integer weights and activations, the delegates of a program hold."""
     graph = edge.exported_program().graph_module
     held = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
     parts = [each.original_module.graph_module for each in held if hasattr(each, "original_module")]
-    return sum(_is_integer(node) for part in parts for node in part.graph.nodes)
+    return sum(_is_integer(node, kind) for part in parts for node in part.graph.nodes)
 
 
-def _is_integer(node: fx.Node) -> bool:
-    """Say whether an op is a linear, or the product that one became, of dequantized operands."""
+def _is_integer(node: fx.Node, kind: str) -> bool:
+    """Say whether an op is a product of dequantized operands."""
     name = getattr(node.target, "__name__", "")
     reads = [getattr(each.target, "__name__", "") for each in node.all_input_nodes[:2]]
-    return name == "aten.linear.default" and all("dequantize" in each for each in reads)
+    return name == f"aten.{kind}.default" and all("dequantize" in each for each in reads)

@@ -8,19 +8,19 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
+from fxquant.integrations.pt2e.products import PRODUCTS
 from fxquant.passes.qdq_nodes import DEQUANTIZE, QUANTIZE, insert_quantize
 from fxquant.passes.share_qparams import CLAMP_MIN
 from fxquant.spec import QuantSpec
 
 aten = torch.ops.aten
-LINEAR = aten.linear.default
 
 
 @dataclass(frozen=True)
 class FloatMoves:
     """What hands on integers hands on floats, and is quantized behind: op(quantize(x)) = quantize(op(x)). Same numbers.
 
-    The result of a linear goes on being quantized right behind it, where XNNPACK wants it.
+    The result of a product goes on being quantized right behind it, where XNNPACK wants it.
     """
 
     name: ClassVar[str] = "float_moves"
@@ -56,7 +56,7 @@ def _floated(node: fx.Node, done: dict[fx.Node, fx.Node], reader: fx.Node) -> fx
     value = TensorInfo(torch.float32, known.shape, known.dynamic)
     if node.target is QUANTIZE:
         found: Any = node.args[0]
-        if found.target is LINEAR:
+        if found.target in PRODUCTS:
             with node.graph.inserting_after(node):
                 found = edit.call(node.graph, DEQUANTIZE, (node, *reader.args[1:]), like=node, value=value)
             edit.mark(found, spec=edit.marks(reader)["spec"])

@@ -16,6 +16,7 @@ from fxquant.graph.checks import checked_example
 from fxquant.graph.example import forward_parameters
 from fxquant.graph.foreign import ENTRANCES, Entrance
 from fxquant.graph.signature import SignatureCodeGen
+from fxquant.integrations.pt2e.affine import is_part, unwrapped
 from fxquant.integrations.pt2e.operators import called
 from fxquant.integrations.pt2e.translate import FromDecomposed
 from fxquant.passes.annotate import Annotate
@@ -38,7 +39,8 @@ def from_pt2e(
     left as it is; tensors are shared with it.
 
     Args:
-        converted: a graph with `quantized_decomposed` operators, as torchao's `convert_pt2e` returns.
+        converted: a graph with `quantized_decomposed` operators, as torchao's `convert_pt2e` returns, or with torchao's
+            affine ones, as torch.export makes of a model that torchao's `quantize_` quantized.
         example_inputs: as for `capture`; by default zeros of the shapes and sizes that the graph was exported with.
         backend: whose rules claim the ops; `lower` may be given another one.
 
@@ -49,6 +51,7 @@ def from_pt2e(
     """
     chosen = load_backend(backend)
     _check_converted(converted)
+    converted = unwrapped(converted)
     example = checked_example(converted, example_inputs if example_inputs is not None else _example(converted))
     # where sizes are fixed, the exported graph has fixed them, and takes no others itself
     gm, _ = capture_whole(converted, example, True, lambda *_: None)
@@ -68,8 +71,10 @@ def _check_converted(gm: fx.GraphModule) -> None:
         if _observes(module):
             found = f"the graph is prepared and not converted: {name} is a {type(module).__name__}"
             raise CaptureError(f"{found}; calibrate it, and give what convert_pt2e makes of it")
-    if not any(called(node) for node in gm.graph.nodes):
-        raise CaptureError("no operator of quantized_decomposed is in the graph: nothing of it is quantized")
+    if not any(called(node) or is_part(node) for node in gm.graph.nodes):
+        raise CaptureError(
+            "no operator of quantized_decomposed, nor an affine one of torchao, is in the graph: nothing is quantized"
+        )
 
 
 def _observes(module: nn.Module) -> bool:
@@ -120,7 +125,8 @@ def module_path(node: fx.Node) -> str:
 
 
 def _knows(gm: fx.GraphModule) -> bool:
-    return any(called(node) for node in gm.graph.nodes) or any(_observes(module) for module in gm.modules())
+    quantized = any(called(node) or is_part(node) for node in gm.graph.nodes)
+    return quantized or any(_observes(module) for module in gm.modules())
 
 
 ENTRANCES.add("pt2e", Entrance(_knows, from_pt2e))

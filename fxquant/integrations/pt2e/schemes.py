@@ -66,7 +66,7 @@ def read(gm: fx.GraphModule, given: dict[str, Any]) -> Scheme:
 
 
 def fixed(gm: fx.GraphModule, value: float | fx.Node, scheme: Scheme, dtype: torch.dtype) -> Tensor:
-    """Return a constant scale or zero point as a tensor of this dtype: () where there is one for the whole tensor.
+    """Return a constant scale or zero point as a tensor of this dtype: () for the whole tensor, (N,) for channels.
 
     Raises:
         CaptureError: a zero point that is no integer.
@@ -75,7 +75,9 @@ def fixed(gm: fx.GraphModule, value: float | fx.Node, scheme: Scheme, dtype: tor
     if not dtype.is_floating_point and found.is_floating_point() and bool((found != found.round()).any()):
         raise CaptureError("a zero point of it is no integer, which fxquant has no form for")
     found = found.to(dtype)
-    return found.reshape(()) if scheme.axis is None and scheme.group_size is None else found
+    if scheme.group_size is not None:
+        return found
+    return found.reshape(()) if scheme.axis is None else found.flatten()
 
 
 def integers(gm: fx.GraphModule, tensor: Tensor, scheme: Scheme) -> Tensor:

@@ -15,15 +15,13 @@ from fxquant.errors import ConfigError
 from fxquant.graph import edit
 from fxquant.integrations.pt2e.dynamic import spell_dynamic
 from fxquant.integrations.pt2e.operators import called, decomposed
+from fxquant.integrations.pt2e.products import PRODUCTS, RELU
 from fxquant.kernels import qdq
 from fxquant.kernels.emit import read_integers, stored
 from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, DEQUANTIZE, DEQUANTIZE_GROUPS, QUANTIZE, UNPACK_INT4
 from fxquant.spec import QuantSpec
 
 _EMBEDDING = torch.ops.aten.embedding.default
-_LINEAR = torch.ops.aten.linear.default
-_CONVOLUTION = torch.ops.aten.convolution.default
-_RELU = torch.ops.aten.relu.default
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,14 @@ def _is_lone(node: fx.Node) -> bool:
     source: Any = node.args[0]
     if node.target is not DEQUANTIZE or not edit.is_constant(source):
         return False
-    return not all(user.target in (_LINEAR, _CONVOLUTION) and _is_integer(user) for user in node.users)
+    return not all(user.target in PRODUCTS and _is_integer(user) for user in node.users)
 
 
 def _is_integer(op: fx.Node) -> bool:
     """Say whether an op takes scales found at run time, or takes and gives values with fixed ones."""
     if called(op.args[0]) == "dequantize_per_token":  # type: ignore[arg-type]
         return True
-    behind = [reader for user in op.users for reader in (user.users if user.target is _RELU else [user])]
+    behind = [reader for user in op.users for reader in (user.users if user.target is RELU else [user])]
     return _is_a("dequantize", op.args[0]) and all(_is_a("quantize", reader) for reader in behind)
 
 

@@ -10,7 +10,7 @@ from torch import fx
 
 from fxquant.errors import CaptureError
 from fxquant.graph import edit
-from fxquant.integrations.pt2e import schemes
+from fxquant.integrations.pt2e import affine, schemes
 from fxquant.integrations.pt2e.operators import called, named_arguments
 from fxquant.integrations.pt2e.schemes import Scheme
 from fxquant.passes.qdq_nodes import DEQUANTIZE, DEQUANTIZE_GROUPS, QUANTIZE, insert_choice, store_integers
@@ -69,7 +69,7 @@ class _Translation:
             raise CaptureError("fxquant has no such operator; keep this op in float when you quantize")
 
     def _choose(self, node: fx.Node, name: str, given: dict[str, Any]) -> None:
-        spec = schemes.dynamic_spec(name, given)
+        spec = affine.chosen_spec(given) if name == affine.CHOOSE else schemes.dynamic_spec(name, given)
         both = insert_choice(given["input"], spec, node)
         for user in node.users:
             place: Any = user.args[1]

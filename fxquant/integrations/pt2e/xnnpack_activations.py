@@ -8,13 +8,19 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
-from fxquant.integrations.pt2e.float_moves import LINEAR
-from fxquant.integrations.pt2e.xnnpack_weights import is_dequantized
+from fxquant.integrations.pt2e.products import (
+    LINEAR,
+    calls_of,
+    gives_integers,
+    has_integer_weight,
+    is_dequantized,
+    spec_of,
+    takes_fixed_scales,
+)
 from fxquant.integrations.substitutions import note
-from fxquant.passes.qdq_nodes import DEQUANTIZE, QUANTIZE, insert_choice, insert_quantize
+from fxquant.passes.qdq_nodes import DEQUANTIZE, DEQUANTIZE_GROUPS, QUANTIZE, insert_choice, insert_quantize
 from fxquant.spec import QuantSpec
 
-RELU = torch.ops.aten.relu.default
 TOKENS = QuantSpec(dtype="int8", granularity="per-token", dynamic=True)
 
 
@@ -22,7 +28,8 @@ TOKENS = QuantSpec(dtype="int8", granularity="per-token", dynamic=True)
 class TokenScales:
     """Activations of linears are quantized at run time, for each token, where XNNPACK does not take them as they are.
 
-    Those with a scale found for the whole tensor; those with a fixed scale whose linear gives floats. Other numbers.
+    Those with a scale found for the whole tensor; those with a fixed scale whose linear gives floats; those in float,
+    before weights of integers. Other numbers.
     """
 
     name: ClassVar[str] = "token_scales"
@@ -32,51 +39,61 @@ class TokenScales:
         """Return how many linears were rewritten."""
         made: dict[fx.Node, fx.Node] = {}
         count = 0
-        for node in gm.graph.find_nodes(op="call_function", target=LINEAR):
-            x = node.args[0]
-            why = _unfit(node) if is_dequantized(node, 0) and _is_weight(node.args[1]) else None
+        # from the last on: one that takes other activations may leave the result of one before it in float
+        for node in reversed(calls_of(gm, LINEAR)):
+            x: Any = node.args[0]
+            why = _unfit(node) if has_integer_weight(node) else None
             if why is None:
                 continue
             if x not in made:
                 made[x] = _by_token(x)
             edit.set_argument(node, 0, made[x])
-            spec = QuantSpec.from_dict(edit.marks(x)["spec"])
-            exact = spec.dynamic and (spec.granularity, spec.symmetric) == ("per-token", False)
-            name = "signed activations" if exact else "per-token dynamic"
-            note(gm, node, name, f"{spec.dtype} {spec.granularity} becomes int8 per-token: {why}", exact=exact)
+            _note(gm, node, x, why)
+            _drop(x)
             count += 1
         edit.sweep(gm)
         return count
 
 
-def _is_weight(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target is DEQUANTIZE and edit.is_constant(node.args[0])
-
-
 def _unfit(linear: fx.Node) -> str | None:
     """Return why XNNPACK does not take the activations of a linear as they are, None where it does."""
-    spec = QuantSpec.from_dict(edit.marks(linear.args[0])["spec"])  # type: ignore[arg-type]
+    if not is_dequantized(linear, 0):
+        return "XNNPACK multiplies integers with integers"
+    spec = spec_of(linear.args[0])
     if spec.dynamic:
         as_it_is = (spec.dtype, spec.granularity, spec.symmetric) == ("int8", "per-token", False)
         return None if as_it_is else "at run time XNNPACK finds a scale and a zero point for each token, of int8"
-    behind = list(linear.users)
-    if len(behind) == 1 and behind[0].target is RELU:
-        behind = list(behind[0].users)
-    if spec.granularity == "per-tensor" and len(behind) == 1 and _is_static_quantize(behind[0]):
+    if linear.args[1].target is DEQUANTIZE_GROUPS:  # type: ignore[union-attr]
+        return "XNNPACK has weights with scales for groups under scales that are found at run time alone"
+    if takes_fixed_scales(linear) and gives_integers(linear):
         return None
     return "with fixed scales XNNPACK's linears give integers, and this one's result is read as floats"
 
 
-def _is_static_quantize(node: fx.Node) -> bool:
-    return node.target is QUANTIZE and edit.is_constant(node.args[1]) and node.args[3] is None
+def _note(gm: fx.GraphModule, linear: fx.Node, x: fx.Node, why: str) -> None:
+    if x.target is not DEQUANTIZE:
+        note(gm, linear, "int8 activations", f"float32 becomes int8 per-token: {why}", exact=False)
+        return
+    spec = spec_of(x)
+    exact = spec.dynamic and (spec.granularity, spec.symmetric) == ("per-token", False)
+    name = "signed activations" if exact else "per-token dynamic"
+    note(gm, linear, name, f"{spec.dtype} {spec.granularity} becomes int8 per-token: {why}", exact=exact)
 
 
 def _by_token(x: fx.Node) -> fx.Node:
-    """Return what `x` dequantizes, quantized for each token."""
-    q: Any = x.args[0]
+    """Return `x`, or what it dequantizes, quantized for each token."""
+    q: Any = x.args[0] if x.target is DEQUANTIZE else x
     source = q.args[0] if q.target is QUANTIZE else x
     choice = insert_choice(source, TOKENS, x.next)
     return insert_quantize(source, *choice, TOKENS, None, choice[1])
+
+
+def _drop(x: fx.Node) -> None:
+    """Erase a dequantize that nothing reads any more, and its quantize."""
+    while x.target in (DEQUANTIZE, QUANTIZE) and not x.users:
+        source: Any = x.args[0]
+        x.graph.erase_node(x)
+        x = source
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,15 @@ def cached_attention(
     window: int | None,
     eps: float,
     interleaved: bool,
+    groups: int = 1,
 ) -> Result:
     """Return softmax(cap(q·keyᵀ·scale) + mask + bias)·value, (B, S, heads·D), and the longer cache.
 
     That is key and value, (B, kv_heads, past + S, D).
 
     Args:
-        q: (B, S, heads·D) or (B, S, heads, D) float32; without k and v merged, (B, S, (heads + 2·kv_heads)·D).
+        q: (B, S, heads·D) or (B, S, heads, D) float32; without k and v merged, (B, S, (heads + 2·kv_heads)·D): queries,
+            then keys, then values.
         k: (B, S, kv_heads·D) or (B, S, kv_heads, D). Query head h reads key head h·kv_heads // heads.
         v: as k.
         past_key: (B, kv_heads, past, D) float32; key is these and, behind them, k.
@@ -62,9 +64,12 @@ def cached_attention(
         window: and of these j > i + diagonal − window alone; None: all.
         eps: what the norms add to the mean of the squares.
         interleaved: which features are turned together.
+        groups: merged heads lie in so many groups of queries, keys and values: 1, or kv_heads, which is heads then.
 
     A query that sees no key gets zeros.
     """
+    if groups > 1:
+        q, k, v = q.reshape(*q.shape[:2], groups, 3, -1).unbind(3)
     q, k, v = (each.transpose(1, 2) for each in apart(q, k, v, heads, kv_heads))
     q, k = (_normalized(x, weight, eps) for x, weight in ((q, q_norm), (k, k_norm)))
     if cos is not None and sin is not None:
@@ -101,6 +106,7 @@ def _fake(
     window: int | None,
     eps: float,
     interleaved: bool,
+    groups: int = 1,
 ) -> Result:
     batch, held, past, features = past_key.shape
     # Positions come first in memory, so that there can be more of them without other strides.
@@ -112,7 +118,7 @@ def _fake(
 define(
     "cached_attention(Tensor q, Tensor? k, Tensor? v, Tensor past_key, Tensor past_value, Tensor? mask, Tensor? bias, "
     "Tensor? q_norm, Tensor? k_norm, Tensor? cos, Tensor? sin, int heads, int kv_heads, float scale, float? cap, "
-    "SymInt? diagonal, int? window, float eps, bool interleaved) -> (Tensor, Tensor, Tensor)",
+    "SymInt? diagonal, int? window, float eps, bool interleaved, int groups=1) -> (Tensor, Tensor, Tensor)",
     cached_attention,
     _fake,
 )

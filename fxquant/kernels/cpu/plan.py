@@ -2,40 +2,42 @@
 
 from collections.abc import Sequence
 from itertools import count
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxquant.graph import attributes, plan
+from fxquant.graph.held import Held, Path, hold
 from fxquant.graph.signature import Signature, SignatureCodeGen
 from fxquant.kernels.cpu import native
 
 PLAN = "_fxquant_plan"  # what runs the calls, in generated code
+_PLAIN = frozenset({Tensor})
 
 
 class Runner:
-    """The calls of a graph, ready to be run; its constants are held from call to call."""
+    """The calls of a graph, ready to be run; its constants, at these paths, are held from call to call."""
 
-    def __init__(self, calls: plan.Plan) -> None:
+    def __init__(self, calls: plan.Plan, paths: Sequence[Path]) -> None:
         results = [slot for slot in calls.returned if slot is not None]
         made = torch.classes.fxquant.Plan(len(calls.inputs), calls.calls, results)
-        self._bind, self._run = made.bind, made.run
-        self._bound: tuple[Tensor, ...] | None = None
+        self._bind, self._run, self._paths = made.bind, made.run, tuple(paths)
+        self._held: Held | None = None
 
-    @staticmethod
-    def takes(*inputs: Any) -> bool:
-        """Say whether a call can run here: of plain tensors, where nothing watches or replaces torch's calls."""
+    def run(self, root: fx.GraphModule, inputs: list[Any]) -> list[Tensor] | None:
+        """Return what the calls give with the constants of `root`, or None where a call cannot run here.
+
+        That is one with other than plain tensors, or one that something watches: whatever replaces torch's calls.
+        """
         if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
-            return False
-        return all(type(each) is Tensor for each in inputs)
-
-    def run(self, inputs: list[Tensor], constants: tuple[Tensor, ...]) -> list[Tensor]:
-        """Return what the calls give; constants that are those of the last call cost no more than a look at each."""
-        if self._bound is None or not all(map(is_, constants, self._bound)):
-            self._bind(list(constants))
-            self._bound = constants
+            return None
+        if not _PLAIN.issuperset(map(type, inputs)):
+            return None
+        if self._held is None or not self._held.current(root):
+            held = hold(root, self._paths)
+            self._bind(held.tensors)
+            self._held = held
         results: list[Tensor] = self._run(inputs)
         return results
 
@@ -53,8 +55,11 @@ class PlannedCodeGen(SignatureCodeGen):
 
     def _planned(self, body: list[str]) -> list[str]:
         read = plan.read(body)
-        self._runner = Runner(read) if read else None
-        return attributes.read_directly(body, self._lines(read) if read else ())
+        if read is None:
+            return attributes.read_directly(body)
+        found = attributes.paths(body)
+        self._runner = Runner(read, [found[name] for name in read.inputs[read.given :]])
+        return attributes.read_directly(body, self._lines(read))
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         """Return the names that the generated code reads."""
@@ -63,12 +68,11 @@ class PlannedCodeGen(SignatureCodeGen):
 
     def _lines(self, read: plan.Plan) -> Sequence[str]:
         """Return the statements that run a plan and return what it gives."""
-        given, constants = read.inputs[: read.given], read.inputs[read.given :]
         found = count()
         leaves = ["None" if slot is None else f"_results[{next(found)}]" for slot in read.returned]
         return (
-            f"if {PLAN}.takes({', '.join(given)}):",
-            f"    _results = {PLAN}.run([{', '.join(given)}], ({''.join(f'{name}, ' for name in constants)}))",
+            f"_results = {PLAN}.run(self, [{', '.join(read.inputs[: read.given])}])",
+            "if _results is not None:",
             f"    {self.generate_output(leaves, repr_fn=str)}",
         )
 

@@ -12,11 +12,12 @@ What such a region computes on the way never reaches memory. The region is a pro
     v5 = weight_only v2 c4 c5 c6 c7 v2 silu 640 32 320         packed weight of 8 or 4 bits, its scale, zero point and
                                                                bias, residual, activation, columns, group size, how
                                                                many columns have the activation (`-`: all)
-    v6 = columns v5 0 320                                      the first, and the one behind the last
-    v7 = linear_bytes v4 c8 c9 c10 c11 c12 c13 - none - - 0 0 float32
+    v6 = activate v5 silu                                      or relu, gelu, gelu_tanh
+    v7 = columns v6 0 320                                      the first, and the one behind the last
+    v8 = linear_bytes v4 c8 c9 c10 c11 c12 c13 - none - - 0 0 float32
                                                                the scale and zero point of v4, a linear, and how its
                                                                result is quantized, or not
-    return v2 v7                                               or v7:bfloat16, of a linear of bytes that no step reads
+    return v2 v8                                               or v8:bfloat16, of a linear of bytes that no step reads
 
 x0, x1, … are the inputs: float32 (…, K), or indices (…); c0, c1, … the constants; `-` stands for none. An input whose
 leading axes are (1, …, S) serves all rows (B, …, S), as in broadcasting. v0, v1, … are the steps' results in order.
@@ -31,6 +32,7 @@ from torch.nn import functional
 
 from fxquant.kernels.cpu import packed, weight_only
 from fxquant.kernels.library import define
+from fxquant.kernels.reference.epilogue import finish_exactly
 
 Values = dict[str, Tensor]
 
@@ -119,6 +121,7 @@ STEPS: dict[str, Callable[[list[Any], list[str]], Tensor]] = {
     "embedding": _embedding,
     "add": lambda given, _: given[0] + given[1],
     "multiply": lambda given, _: given[0] * given[1],
+    "activate": lambda given, names: finish_exactly(given[0], names[1], None),
     "columns": lambda given, names: given[0][..., int(names[1]) : int(names[2])],
     "norm": _norm,
     "quantize": _quantize,

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from pt2e_graphs import LINEARS, Chain, X, captured, chain, converted, inputs, named, written
+from torch import nn
 
 import fxquant as fxq
 
@@ -48,13 +49,50 @@ def test_encoder_runs_every_linear_in_int8(executorch, tmp_path):
             assert error.median() < 2e-3
 
 
-def test_fixed_scales_run_in_int8(executorch, tmp_path):
-    report = fxq.export(chain(), tmp_path / "out", format="executorch")
-    assert "XNNPACK runs 3 of 3 quantized linears in int8" in report.summary()
-    (found,) = run(report, X)
-    error = (found - fxq.to_pt2e(chain(), target="xnnpack")(X)).abs()
+class Mixed(nn.Module):
+    """Two convolutions behind a linear, one with weights in groups behind them, and one whose result is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.fixed = nn.Linear(16, 16)
+        self.inner, self.outer = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.groups, self.alone = nn.Linear(64, 32), nn.Linear(32, 8)
+
+    def forward(self, x):
+        x = torch.relu(self.inner(torch.relu(self.fixed(x))))
+        return self.alone(torch.relu(self.groups(torch.relu(self.outer(x)).flatten(2))))
+
+
+def mixed():
+    """Return the Q/DQ graph of a model in several schemes, and its input."""
+    in_groups = {"weight": {"dtype": "int4", "granularity": "per-group", "group_size": 32, "symmetric": True}}
+    alone = {"weight": {"dtype": "int8", "granularity": "per-channel"}}
+    wishes = {"groups": in_groups, "alone": alone}
+    overrides = [fxq.Override(path=path, specs={"activation": "float", **specs}) for path, specs in wishes.items()]
+    x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        graph = fxq.prepare(fxq.capture(Mixed().eval(), (x,)), "x86", fxq.Recipe(base="static", overrides=overrides))
+    return fxq.convert(fxq.calibrate(graph, [(x,)], progress=False)), x
+
+
+def test_every_form_that_xnnpack_has_runs_in_integers(executorch, tmp_path):
+    graph, x = mixed()
+    report = fxq.export(graph, tmp_path / "out", format="executorch")
+    assert "XNNPACK runs 3 of 3 quantized linears and 1 of 2 quantized convolutions in int8" in report.summary()
+    kinds = {(each.path, each.name, each.exact) for each in report.substitutions["model"]}
+    assert kinds == {
+        ("groups", "bfloat16 scales", False),
+        ("groups", "int8 activations", False),
+        ("alone", "int8 activations", False),
+        ("outer", "float convolution", True),
+    }
+    (found,) = run(report, x)
+    dialect = fxq.to_pt2e(graph, target="xnnpack")(x)
+    error = (found - dialect).abs()
     assert error.max() < 0.01
     assert error.median() < 1e-5
+    assert (dialect - graph(x)).abs().max() < 0.05 * graph(x).abs().max()
 
 
 def test_graph_of_its_quantizer_comes_in(executorch):

@@ -5,10 +5,12 @@ from functools import cache
 import pytest
 import torch
 from pt2e_graphs import LINEARS, encoder, exported, inputs, ops, written
-from torch import nn
+from torch import fx, nn
+from torch.export import Dim
 
 import fxquant as fxq
 from fxquant.graph import edit
+from fxquant.integrations.pt2e import affine
 from fxquant.passes.qdq_nodes import DEQUANTIZE, QUANTIZE
 
 pytestmark = [
@@ -156,6 +158,78 @@ def test_groups_of_four_bits():
     assert {tensor.dtype for tensor in edit.constants(graph).values()} >= {torch.uint8}
 
 
+class ByTorchao(nn.Module):
+    """A look-up, a linear on integers, one on 4-bit weights alone, and one on both."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(20, 32)
+        self.both, self.alone, self.last = (nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, ids):
+        return self.last(torch.relu(self.alone(self.both(self.words(ids)))))
+
+
+def test_what_quantize_leaves_of_a_model(torchao):
+    from torchao import quantization as ao
+
+    def configure(model, **configs):
+        for path, config in configs.items():
+            ao.quantize_(model, config, lambda module, name, path=path: name == path)
+        return torch.export.export(model, (ids,), dynamic_shapes=({0: Dim("b", max=9), 1: Dim("t", max=9)},)).module()
+
+    torch.manual_seed(0)
+    model, ids = ByTorchao().eval(), torch.randint(20, (2, 5))
+    by_row, groups = {"weight_dtype": torch.int8}, {"weight_dtype": torch.int4}
+    graph = configure(
+        model,
+        words=ao.IntxWeightOnlyConfig(**by_row, granularity=ao.PerAxis(0)),
+        both=ao.Int8DynamicActivationIntxWeightConfig(**by_row, weight_granularity=ao.PerAxis(0)),
+        alone=ao.IntxWeightOnlyConfig(**groups, granularity=ao.PerGroup(16)),
+        last=ao.Int8DynamicActivationIntxWeightConfig(**groups, weight_granularity=ao.PerGroup(16)),
+    )
+    lowered = fxq.lower(graph, "reference")
+    rows = {row.module_path: (row.dtype, row.code) for row in fxq.ledger(lowered).rows if row.family or row.quantized}
+    assert rows == {
+        "words": ("int8 per-channel → float32", ""),
+        "both": ("int8 per-token dynamic × int8 per-channel → float32", ""),
+        "alone": ("int4 per-group 16 → float32", ""),
+        "last": ("float32", "kernel-limit"),
+    }
+    other = torch.randint(20, (3, 7))
+    torch.testing.assert_close(lowered(other), graph(other), rtol=1e-5, atol=1e-5)
+    graph = configure(ByTorchao().eval(), last=ao.Int8DynamicActivationInt8WeightConfig())
+    with pytest.raises(fxq.CaptureError, match=r"last_weight is an Int8Tensor, .* IntxWeightOnlyConfig\(weight_dtype="):
+        fxq.lower(graph, "reference")
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            {"mapping_type": "SYMMETRIC_NO_CLIPPING_ERR"},
+            "scales SYMMETRIC_NO_CLIPPING_ERR for torch.int8 of -128 to 127",
+        ),
+        ({"quant_min": -8, "quant_max": 7}, "scales SYMMETRIC for torch.int8 of -8 to 7, which fxquant does not have"),
+        ({"block_size": [1, 8]}, r"\('1', '8'\) values of \(3, 16\) share a scale, which fxquant has no form for"),
+    ],
+    ids=["mapping", "limits", "block"],
+)
+def test_affine_operators_that_fxquant_does_not_have(given, text):
+    x = fx.Graph().placeholder("x")
+    edit.mark(x, value=edit.TensorInfo(torch.float32, (3, 16), (False, False)).to_dict())
+    known = {"mapping_type": "SYMMETRIC", "block_size": [1, 16], "target_dtype": torch.int8}
+    arguments = {"input": x, **known, "quant_min": None, "quant_max": None}
+    spec = affine.chosen_spec(affine.in_common_words(affine.CHOOSE, arguments))
+    assert (spec.granularity, spec.symmetric, spec.range) == ("per-token", True, "full")
+    with pytest.raises(fxq.CaptureError, match=text):
+        affine.chosen_spec(affine.in_common_words(affine.CHOOSE, {**arguments, **given}))
+    with pytest.raises(
+        fxq.CaptureError, match="of torchao's operators fxquant takes choose_qparams_affine, quantize_aff"
+    ):
+        affine.in_common_words("quantize_affine_tinygemm", arguments)
+
+
 class Wide(nn.Module):
     """An activation of 16 bits."""
 
@@ -197,7 +271,7 @@ def test_schemes_that_fxquant_does_not_have(module, text):
 
 def test_float_graph_is_no_pt2e_graph():
     graph = written(nn.Linear(16, 4), X)
-    with pytest.raises(fxq.CaptureError, match="no operator of quantized_decomposed is in the graph"):
+    with pytest.raises(fxq.CaptureError, match="no operator of quantized_decomposed, nor an affine"):
         fxq.from_pt2e(graph)
     with pytest.raises(fxq.FxQuantError, match="a GraphModule that fxquant did not make"):
         fxq.lower(graph)

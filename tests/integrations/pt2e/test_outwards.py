@@ -89,16 +89,20 @@ def test_substitutions_are_told(tmp_path):
     assert "uint8 per-tensor becomes int8 per-token" in report.summary()
 
 
-@pytest.mark.parametrize(
-    ("recipe", "text"),
-    [
-        ("weight-only", r'%linear \(.*\) in module layers\.0\.q cannot be written for xnnpack: .* recipe = "dynamic"'),
-        ("weight-only-int4", r'in module layers\.0\.q cannot be written for xnnpack: .* granularity = "per-channel"'),
-    ],
-)
-def test_what_xnnpack_cannot_express(recipe, text, tmp_path):
+def test_weights_alone_become_products_of_integers(tmp_path):
+    dialect = fxq.to_pt2e(converted("weight-only"), target="xnnpack")
+    assert operators(dialect) == EXPECTED["dynamic"]
+    float_like = converted("weight-only")(**named())["hidden"]
+    error = (dialect(**named())["hidden"] - float_like).abs().max()
+    assert 0 < error < 0.05 * float_like.abs().max()
+    report = fxq.export(converted("weight-only"), tmp_path / "out", format="pt2e", target="xnnpack")
+    assert {(each.name, each.exact) for each in report.substitutions["model"]} == {("int8 activations", False)}
+
+
+def test_what_xnnpack_cannot_express(tmp_path):
+    text = r"%linear \(.*\) in module layers\.0\.q cannot be written for xnnpack: .* int4 per-group 32, affine: .* symm"
     with pytest.raises(fxq.ExportError, match=text):
-        fxq.export(converted(recipe), tmp_path / "out", format="pt2e", target="xnnpack")
+        fxq.export(converted("weight-only-int4"), tmp_path / "out", format="pt2e", target="xnnpack")
     assert not (tmp_path / "out").exists()
 
 

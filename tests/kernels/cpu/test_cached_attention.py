@@ -67,7 +67,9 @@ def test_it_is_what_the_implementation_in_python_says(isa, batch, tokens, past, 
     norms = tuple(draw(size) if data.draw(st.booleans()) else None for _ in range(2))
     factors = (draw(batch, 1, tokens, turned), draw(1, tokens, turned)) if turned else (None, None)
     seen = data.draw(st.sampled_from([(None, None), (past, None), (past, 1), (past, 5), (past, 33), (past - 2, 40)]))
-    sizes = (heads, held, size**-0.5, data.draw(st.sampled_from([None, 0.7, 30.0])), *seen, 1e-5, interleaved)
+    groups = heads if together and heads == held and data.draw(st.booleans()) else 1
+    cap = data.draw(st.sampled_from([None, 0.7, 30.0]))
+    sizes = (heads, held, size**-0.5, cap, *seen, 1e-5, interleaved, groups)
     arguments = (*rows, *cache, mask, bias, *norms, *factors, *sizes)
     near = 0.05 if isa == "avx512_bf16" and tokens > FEW else 2e-5
     for one, two in zip(op(*arguments), cached_attention(*arguments), strict=True):
@@ -133,6 +135,19 @@ def test_what_is_not_the_longest_of_its_memory_is_copied(cpp, other):
     torch.testing.assert_close(second, kept, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("tokens", [1, FEW + 1])
+def test_groups_of_merged_heads_are_another_order_of_columns(isa, tokens):
+    x, cache = draw(2, tokens, 3 * 4 * 8), (draw(2, 4, 5, 8), draw(2, 4, 5, 8))
+    tail = (*cache, *NOTHING, 4, 4, 0.3, None, 5, None, 0.0, False)
+    by_head = x.unflatten(2, (3, 4, 8)).transpose(2, 3).flatten(2)
+    assert_all_equal(op(by_head, None, None, *tail, 4), op(x, None, None, *tail))
+
+
+def assert_all_equal(found, expected):
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
 def test_the_number_of_threads_does_not_matter(isa):
     x, cache = draw(2, 1, 8 * 64), (draw(2, 2, 300, 64), draw(2, 2, 300, 64))
     mask = torch.rand(2, 301) > 0.2
@@ -182,6 +197,7 @@ def test_dead_keys_change_no_bit(isa, tokens):
         ({"kv_heads": 3}, "4 heads cannot share 3 key heads evenly"),
         ({"q_norm": torch.zeros(6)}, r"weights of a head's norm are float32 \(4\), not \[6\]"),
         ({"window": 3, "diagonal": None}, "a window of 3 keys; it is positive and takes a diagonal"),
+        ({"groups": 2}, "2 groups of merged heads, of 4 queries and 1 keys; it takes 1, or as many"),
         ({"bias": torch.zeros(1, 4)}, "bias is Float of 2 dimensions; it takes float32 of 4"),
         ({"bias": torch.zeros(1, 1, 1, 4), "mask": torch.zeros(1, 1, 1, 4)}, "float32 of 4, and a mask of bool"),
     ],

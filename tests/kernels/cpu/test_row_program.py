@@ -254,6 +254,18 @@ def test_embedding(lead, width, per_row, seed, dtype):
 
 
 @examples
+@given(leads, widths, st.sampled_from(["relu", "gelu", "gelu_tanh", "silu"]), st.integers(0, 99))
+def test_activations_of_columns(lead, width, activation, seed):
+    x = draw(*lead, width + 5, seed=seed) * 4
+    w = Writer([x])
+    program = w.program(w.step(width, "activate", w.columns("x0", 3, width + 3), activation))
+    assert_close(compiled(program), in_python(program))
+    exact = {"relu": torch.relu, "silu": functional.silu, "gelu": functional.gelu}
+    function = exact.get(activation, lambda y: functional.gelu(y, approximate="tanh"))
+    assert_close(compiled(program), [function(x[..., 3 : width + 3])])
+
+
+@examples
 @given(leads, widths, st.sampled_from(["add", "multiply"]), st.integers(0, 99))
 def test_sums_and_products(lead, width, kind, seed):
     a, b = draw(*lead, width, seed=seed), draw(*lead, width, seed=seed + 1)

@@ -88,6 +88,7 @@ const Isa neon = {
     neon_impl::norm,
     neon_impl::add,
     neon_impl::multiply,
+    neon_impl::activate_as,
     neon_impl::weight_only_with<6>,
     neon_impl::attention,
     neon_impl::rotate,

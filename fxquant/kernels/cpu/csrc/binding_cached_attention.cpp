@@ -30,10 +30,11 @@ void set_factors(const Tensor& given, int64_t batch, int64_t positions, int64_t 
   stride[1] = rows == positions && rows > 1 ? given.stride(-2) : 0;
 }
 
-fxq::Rotary rotary_of(const Heads& x, int64_t head, float* y, const int64_t (&y_stride)[3], const optional<Tensor>& cos,
+// `first` is the column at which the first head begins.
+fxq::Rotary rotary_of(const Heads& x, int64_t first, float* y, const int64_t (&y_stride)[3], const optional<Tensor>& cos,
                       const optional<Tensor>& sin, bool interleaved) {
   fxq::Rotary op{};
-  op.x = static_cast<const float*>(x.head(head));
+  op.x = static_cast<const float*>(x.head(0)) + first;
   op.y = y;
   fxq::copy(x.stride, op.x_stride);
   fxq::copy(y_stride, op.y_stride);
@@ -105,17 +106,23 @@ void set_bias(fxq::Attention& op, const Tensor& bias, int64_t batch) {
 
 struct Operands {
   Heads q, k, v;
-  int64_t k_head, v_head;  // where their columns begin, in heads
+  int64_t k_first, v_first;  // the columns at which they begin
 };
 
-Operands operands(const Tensor& q, const optional<Tensor>& k, const optional<Tensor>& v, int64_t heads, int64_t kv_heads) {
+Operands operands(const Tensor& q, const optional<Tensor>& k, const optional<Tensor>& v, int64_t heads, int64_t kv_heads,
+                  int64_t groups) {
   TORCH_CHECK(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "fxquant: attention's ", heads,
               " heads cannot share ", kv_heads, " key heads evenly");
   TORCH_CHECK(k.has_value() == v.has_value(), "fxquant: attention takes both key and value, or neither");
+  TORCH_CHECK(groups == 1 || (!k && groups == heads && groups == kv_heads), "fxquant: ", groups, " groups of merged heads, of ",
+              heads, " queries and ", kv_heads, " keys; it takes 1, or as many as each of them");
   if (k) return {Heads(q, heads, false, "query"), Heads(*k, kv_heads, false, "key"), Heads(*v, kv_heads, false, "value"), 0, 0};
   TORCH_CHECK(q.dim() == 3, "fxquant: attention's merged query, key and value have 3 dimensions, not ", q.dim());
-  const Heads merged(q, heads + 2 * kv_heads, false, "merged query, key and value");
-  return {merged, merged, merged, heads, heads + kv_heads};
+  Heads merged(q, heads + 2 * kv_heads, false, "merged query, key and value");
+  const int64_t features = merged.features;
+  if (groups == 1) return {merged, merged, merged, heads * features, (heads + kv_heads) * features};
+  merged.stride[2] *= 3;
+  return {merged, merged, merged, features, 2 * features};
 }
 
 void check_cache(const Tensor& past, const Heads& x, int64_t heads, const char* name) {
@@ -132,8 +139,8 @@ std::tuple<Tensor, Tensor, Tensor> cached_attention(const Tensor& q_, const opti
                                                     const optional<Tensor>& cos, const optional<Tensor>& sin,
                                                     int64_t heads, int64_t kv_heads, double scale, optional<double> cap,
                                                     optional<int64_t> diagonal, optional<int64_t> window, double eps,
-                                                    bool interleaved) {
-  const Operands of = operands(q_, k_, v_, heads, kv_heads);
+                                                    bool interleaved, int64_t groups) {
+  const Operands of = operands(q_, k_, v_, heads, kv_heads, groups);
   const int64_t batch = of.q.batch, count = of.q.positions, features = of.q.features;
   TORCH_CHECK(of.k.batch == batch && of.v.batch == batch && of.k.positions == count && of.v.positions == count &&
                   of.k.features == features && of.v.features == features,
@@ -170,9 +177,9 @@ std::tuple<Tensor, Tensor, Tensor> cached_attention(const Tensor& q_, const opti
   const auto into = [past](const Tensor& cache) { return cache.mutable_data_ptr<float>() + past * cache.stride(2); };
   const int64_t k_stride[] = {op.k_stride[0], op.k_stride[1], op.k_stride[2]};
   const int64_t v_stride[] = {op.v_stride[0], op.v_stride[1], op.v_stride[2]};
-  auto keys = rotary_of(of.k, of.k_head, into(key), k_stride, cos, sin, interleaved);
+  auto keys = rotary_of(of.k, of.k_first, into(key), k_stride, cos, sin, interleaved);
   set_norm(keys, k_norm, eps);
-  const auto values = rotary_of(of.v, of.v_head, into(value), v_stride, {}, {}, false);
+  const auto values = rotary_of(of.v, of.v_first, into(value), v_stride, {}, {}, false);
   // Queries that are neither normalized nor turned are read where they are.
   const bool made = cos || q_norm;
   const Tensor turned = made ? at::empty({batch, count, heads, features}, past_key.options()) : Tensor();

@@ -249,6 +249,12 @@ class Call {
       step.a = full(floats(words[1]));
       out.width = program_.values[step.a].width;
       step.b = floats(words[2], out.width);
+    } else if (kind == "activate") {
+      arity(2);
+      step.kind = StepKind::activate;
+      step.a = full(floats(words[1]));
+      out.width = program_.values[step.a].width;
+      step.activation = fxq::activation_of(words[2]);
     } else if (kind == "norm") {
       arity(5);
       step.kind = StepKind::norm;

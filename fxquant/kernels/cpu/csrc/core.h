@@ -164,6 +164,7 @@ struct Isa {
   void (*norm)(const Norm& op, const float* x, int64_t rows, float* y);
   void (*add)(const float* a, const float* b, int64_t count, float* y);
   void (*multiply)(const float* a, const float* b, int64_t count, float* y);
+  void (*activate)(Activation activation, const float* x, int64_t count, float* y);
   // Compute rows [row, row_end) of the columns of blocks [block, block_end).
   void (*weight_only)(const WeightOnly& op, int64_t row, int64_t row_end, int64_t block, int64_t block_end);
   // Do tasks until none is left, those of one part first.

@@ -58,3 +58,24 @@ inline void multiply(const float* a, const float* b, int64_t count, float* y) {
   for (; i + V::lanes <= count; i += V::lanes) V::store(y + i, V::mul(V::load(a + i), V::load(b + i)));
   for (; i < count; ++i) y[i] = a[i] * b[i];
 }
+
+template <Activation A>
+inline void activate_all(const float* x, int64_t count, float* y) {
+  int64_t i = 0;
+  for (; i + V::lanes <= count; i += V::lanes) V::store(y + i, activate<A>(V::load(x + i)));
+  if (i == count) return;
+  alignas(64) float rest[V::lanes] = {};
+  std::memcpy(rest, x + i, (count - i) * sizeof(float));
+  V::store(rest, activate<A>(V::load(rest)));
+  std::memcpy(y + i, rest, (count - i) * sizeof(float));
+}
+
+inline void activate_as(Activation activation, const float* x, int64_t count, float* y) {
+  switch (activation) {
+    case Activation::relu: return activate_all<Activation::relu>(x, count, y);
+    case Activation::gelu: return activate_all<Activation::gelu>(x, count, y);
+    case Activation::gelu_tanh: return activate_all<Activation::gelu_tanh>(x, count, y);
+    case Activation::silu: return activate_all<Activation::silu>(x, count, y);
+    default: return activate_all<Activation::none>(x, count, y);
+  }
+}

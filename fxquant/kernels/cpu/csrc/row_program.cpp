@@ -186,6 +186,8 @@ struct Block {
         });
       case StepKind::add: return elementwise(step, out, isa.add);
       case StepKind::multiply: return elementwise(step, out, isa.multiply);
+      case StepKind::activate:
+        return isa.activate(step.activation, floats(step.a), rows * value.width, floats(out));
       case StepKind::columns: return copy_columns(step, out);
       case StepKind::norm: return isa.norm(step.norm, floats(step.a), rows, floats(out));
       case StepKind::quantize: return quantize(step, out);

@@ -12,7 +12,7 @@
 
 namespace fxq {
 
-enum class StepKind { embedding, add, multiply, columns, norm, linear, linear_bytes, weight_only, quantize };
+enum class StepKind { embedding, add, multiply, activate, columns, norm, linear, linear_bytes, weight_only, quantize };
 
 // Steps that compute whole blocks of columns, which threads share where there are few rows.
 inline bool by_columns(StepKind kind) {
@@ -24,6 +24,7 @@ struct Step {
   // Values: the operand, and the second one or the residual (−1: none). Only ids, and b of add and multiply, may have
   // fewer rows than the program.
   int a = -1, b = -1;
+  Activation activation = Activation::none;  // of activate
   Linear linear{};           // of the two linears; x, y and scales are filled in for each block
   RowScheme scheme{};        // of linear and quantize
   float scale = 1;           // static: of quantize's result, of linear_bytes' operand

@@ -112,6 +112,7 @@ const Isa avx2 = {
     avx2_impl::norm,
     avx2_impl::add,
     avx2_impl::multiply,
+    avx2_impl::activate_as,
     avx2_impl::weight_only_with<4>,
     avx2_impl::attention,
     avx2_impl::rotate,

@@ -110,6 +110,7 @@ const Isa avx512_vnni = {
     avx512_vnni_impl::norm,
     avx512_vnni_impl::add,
     avx512_vnni_impl::multiply,
+    avx512_vnni_impl::activate_as,
     avx512_vnni_impl::weight_only_with<6>,
     avx512_vnni_impl::attention,
     avx512_vnni_impl::rotate,
