@@ -14,6 +14,7 @@ from fxquant.errors import FxQuantError, FxQuantWarning, first_line
 from fxquant.graph import edit, place
 from fxquant.graph.foreign import entered
 from fxquant.kernels.table import RUNNERS, check_device
+from fxquant.memory import is_out_of_memory
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass, Pipeline
 from fxquant.passes.canonicalize import CANONICAL
@@ -105,7 +106,7 @@ def lower(
     Raises:
         ConfigError: an unknown or invalid backend, choice of `padded_outputs` or device.
         FxQuantError: the graph is at another stage; its tensors are on several devices, or on one that the backend has
-            no kernels for; a GPU has no memory left.
+            no kernels for; there is no memory left.
     """
     if padded_outputs is not None:
         check_padded_outputs(padded_outputs)
@@ -116,7 +117,9 @@ def lower(
         lowered = _each(_placed(qdq, device), lambda gm: _lower(gm, chosen, padded_outputs))
         release(lowered.graphs.values() if isinstance(lowered, Program) else [lowered])
         return lowered
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         failure = first_line(error)
     # Only here is what was lowered so far let go.
     gc.collect()

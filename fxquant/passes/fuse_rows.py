@@ -47,6 +47,7 @@ def _fuse(gm: fx.GraphModule, nodes: list[fx.Node]) -> None:
     results = [node for node in nodes if any(user not in inside for user in node.users)]
     inputs, constants, program = write_program(nodes, results)
     last = nodes[-1]
+    constants = [_in_rows(gm, constant) for constant in constants]
     with gm.graph.inserting_before(last):
         fused = edit.call(gm.graph, ROW_PROGRAM, (inputs, constants, program), like=last)
         items = [_item(gm.graph, fused, index, node) for index, node in enumerate(results)]
@@ -56,6 +57,14 @@ def _fuse(gm: fx.GraphModule, nodes: list[fx.Node]) -> None:
         node.replace_all_uses_with(item, delete_user_cb=lambda user: user not in inside)
     for node in reversed(nodes):
         gm.graph.erase_node(node)
+
+
+def _in_rows(gm: fx.GraphModule, constant: fx.Node) -> fx.Node:
+    """Return a constant whose values lie one behind the other, as the kernel reads them."""
+    tensor = edit.get_tensor(gm, constant)
+    if tensor.is_contiguous():
+        return constant
+    return edit.add_constant(gm, f"{constant.target}_rows", tensor.detach().contiguous(), constant)
 
 
 def _item(graph: fx.Graph, fused: fx.Node, index: int, node: fx.Node) -> fx.Node:

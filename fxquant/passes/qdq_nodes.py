@@ -28,7 +28,8 @@ def store_qparams(gm: fx.GraphModule, wanted: str, qparams: QParams, before: fx.
 def store_integers(gm: fx.GraphModule, wanted: str, integers: Tensor, spec: QuantSpec, before: fx.Node) -> fx.Node:
     """Store the integers of a constant, 4-bit ones two to a byte; return the node that has one in each element."""
     if not spec.format.packed or integers.ndim == 0:
-        return edit.add_constant(gm, wanted, integers, before)
+        # Elementwise arithmetic keeps the order of a transposed weight in memory; kernels read rows.
+        return edit.add_constant(gm, wanted, integers.contiguous(), before)
     packed = edit.add_constant(gm, wanted, pack_int4(integers), before)
     with gm.graph.inserting_before(before):
         args = (packed, integers.shape[-1], spec.format.signed)

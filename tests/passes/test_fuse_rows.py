@@ -226,3 +226,21 @@ def test_sizes_that_are_equal_or_one_in_the_example_are_not_taken_for_each_other
     with torch.no_grad():
         ours, theirs = lowered(**others)[0], apart(**others)[0]
     assert functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.995
+
+
+def test_tensors_of_a_model_lie_in_any_order():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.norm, self.linear = nn.Embedding(6, 16), nn.LayerNorm(16), nn.Linear(16, 16)
+            self.words.weight = nn.Parameter(torch.randn(16, 6).t())
+            self.norm.weight, self.linear.bias = (nn.Parameter(torch.randn(16, 2)[:, i]) for i in (0, 1))
+
+        def forward(self, ids):
+            return self.norm(self.linear(self.words(ids)))
+
+    model, ids = Turned().eval(), torch.arange(6)[None]
+    gm = fxq.quantize(model, (ids,), backend="x86")
+    assert fused(gm)
+    with torch.no_grad():
+        torch.testing.assert_close(gm(ids), model(ids), rtol=0, atol=0.05)

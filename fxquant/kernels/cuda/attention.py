@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fxquant.kernels.cpu.attention import apart
 from fxquant.kernels.cpu.attention import attention as reference
-from fxquant.kernels.cuda.triton_support import OPTIONS, interpreting, on_device_of, refusal
+from fxquant.kernels.cuda.triton_support import OPTIONS, held, interpreting, on_device_of, refusal
 from fxquant.kernels.library import implement
 
 _MOST_FEATURES = 256
@@ -67,7 +67,7 @@ def own(
 ) -> Tensor:
     """Return attention (B, Sq, heads·D) float32 by the Triton kernel, of query, key and value (B, S, heads, D).
 
-    `mask` is bool (B, Sk), true where a key takes part; `offsets` (n + 1,) are those of `fxquant::attention`.
+    `mask` is bool (B or 1, Sk), true where a key takes part; `offsets` (n + 1,) are those of `fxquant::attention`.
     """
     from fxquant.kernels.cuda.device.attention import attention_kernel  # noqa: PLC0415
 
@@ -81,10 +81,11 @@ def own(
     strides = [stride for each in (query, key, value) for stride in each.stride()[:3]]
     room = max(16, 1 << (features - 1).bit_length())
     with on_device_of(query):
-        attention_kernel[(blocks, heads, batch)](
+        # The first axis of a grid alone may have more than 65535 places.
+        attention_kernel[(blocks * batch, heads)](
             query, key, value,
-            None if mask is None else mask.contiguous().view(torch.uint8),
-            offsets, y,
+            None if mask is None else mask.expand(batch, keys).contiguous().view(torch.uint8),
+            held(offsets), y,
             queries, keys, sequences, heads, heads // kv_heads, features, scale, *strides,
             FACTOR=factor_type(), CAUSAL=causal, SEQUENCES=1 << (sequences - 1).bit_length(), FEATURES=room,
             BLOCK_M=rows, BLOCK_N=64,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fxquant.errors import ConfigError, suggest
 from fxquant.kernels.cpu.native import cache_folder
+from fxquant.memory import is_out_of_memory
 
 VARIABLE = "FXQUANT_CUDA_CHOICE"
 WARM, TIMED = 3, 10  # calls of a candidate
@@ -58,19 +59,23 @@ class Choices:
     def choose(self, question: Question, candidates: Mapping[str, Run]) -> str:
         """Return the name of the fastest candidate; the first, if none can be run.
 
-        One that fails is left out from then on; the file says why.
+        One that fails is left out from then on; the file says why. Nothing is kept where memory was short, as there may
+        be more of it the next time.
         """
         found = self.known(question)
         if found in candidates:
             return str(found)
-        seconds, excluded = dict[str, float](), dict[str, str]()
+        seconds, excluded, short = dict[str, float](), dict[str, str](), False
         for name, run in candidates.items():
             try:
                 seconds[name] = self._measure(run)
             except Exception as error:  # whatever a library refuses a shape with
+                short |= is_out_of_memory(error)
                 lines = str(error).strip().splitlines() or [""]
                 excluded[name] = f"{type(error).__name__}: {lines[0][:200]}"
         chosen = min(seconds, key=seconds.__getitem__) if seconds else next(iter(candidates))
+        if short:
+            return chosen
         answer = {"chosen": chosen, "seconds": seconds, "excluded": excluded}
         return str(self._keep(question.key, answer, candidates)["chosen"])
 

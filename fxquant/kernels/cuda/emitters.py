@@ -145,7 +145,7 @@ def _packed_weight(site: Site, integers: Tensor) -> fx.Node:
     """Return the node of a weight whose rows a kernel can read; a tied weight is packed once."""
     node, _ = integers_of(site.read("weight"))
     source = Source(str(node.target), "zeros_behind_rows")
-    if integers.shape[1] % gemm.ALIGNMENT == 0:
+    if integers.shape[1] % gemm.ALIGNMENT == 0 and integers.is_contiguous():
         record(site.gm, node, source)  # where it is joined with others, the plain one need not be kept beside them
         return node
     return site.constant(f"{node.target}_packed", lambda: gemm.pack(integers), source)

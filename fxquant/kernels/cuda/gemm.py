@@ -26,7 +26,7 @@ DEEPEST = (2**31 - 1) // (255 * 127)
 
 def pack(weight: Tensor) -> Tensor:
     """Return an int8 weight (N, K) with zeros up to a multiple of 16 behind each row."""
-    return functional.pad(weight, (0, -weight.shape[1] % ALIGNMENT))
+    return functional.pad(weight, (0, -weight.shape[1] % ALIGNMENT)).contiguous()
 
 
 @LAYOUTS.register("zeros_behind_rows")

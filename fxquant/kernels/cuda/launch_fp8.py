@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxquant.kernels.cuda.launch_gemm import GROUP, row_class
 from fxquant.kernels.cuda.scaled_mm import MULTIPLE, filled, finish_sums, up_to
-from fxquant.kernels.cuda.triton_support import OPTIONS, interpreting, on_device_of
+from fxquant.kernels.cuda.triton_support import OPTIONS, held, interpreting, on_device_of
 
 FLOAT8 = torch.float8_e4m3fn
 RESULTS = (torch.float32, torch.bfloat16, torch.float16)
@@ -69,7 +69,8 @@ def by_triton(product: Product) -> Tensor:
         "FLOAT8": not interpreting(),
     }
     blocks = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": deep, "GROUP": GROUP}
-    tensors = (x, product.x_scale, weight, product.weight_scale, product.bias, residual, y)
+    scales, bias = (held(product.x_scale), held(product.weight_scale)), held(product.bias)
+    tensors = (x, scales[0], weight, scales[1], bias, residual, y)
     with on_device_of(x):
         fp8_gemm_kernel[(-(-m // rows) * -(-n // columns),)](
             *tensors, m, n, k, **constants, **blocks, num_warps=8 if rows == 128 else 4, num_stages=4, **OPTIONS

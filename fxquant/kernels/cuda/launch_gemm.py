@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.kernels.cuda.triton_support import OPTIONS, interpreting, on_device_of
+from fxquant.kernels.cuda.triton_support import OPTIONS, held, interpreting, on_device_of
 
 BYTES = (torch.int8, torch.uint8)
 RESULTS = (torch.float32, torch.bfloat16, torch.float16)
@@ -66,6 +66,7 @@ def serves(operands: Operands, epilogue: Epilogue) -> bool:
 def launch_gemm(operands: Operands, epilogue: Epilogue) -> Tensor:
     """Return the result of the kernel, (…, N)."""
     x, weight = operands.x, operands.weight
+    weight = weight if weight.stride(1) == 1 else weight.contiguous()
     m, k, n = x.numel() // x.shape[-1], x.shape[-1], weight.shape[0] // (2 if epilogue.gated else 1)
     unsigned = x.dtype is torch.uint8
     shifted = unsigned or operands.x_zero_point is not None
@@ -74,12 +75,12 @@ def launch_gemm(operands: Operands, epilogue: Epilogue) -> Tensor:
     residual = operands.residual
     pointers = (
         x.contiguous(),
-        operands.x_scale,
-        operands.x_zero_point,
+        held(operands.x_scale),
+        held(operands.x_zero_point),
         weight,
-        operands.weight_scale,
-        operands.weight_sum,
-        operands.bias,
+        held(operands.weight_scale),
+        held(operands.weight_sum),
+        held(operands.bias),
         None if residual is None else residual.expand(y.shape).contiguous(),
         y,
         epilogue.out_scale,

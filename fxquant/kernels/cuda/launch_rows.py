@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fxquant import numerics
-from fxquant.kernels.cuda.triton_support import OPTIONS, float8_refusal, on_device_of
+from fxquant.kernels.cuda.triton_support import OPTIONS, float8_refusal, held, on_device_of
 from fxquant.kernels.qdq import dynamic_spec
 from fxquant.spec import QuantSpec
 
@@ -94,8 +94,8 @@ def _launch(
     with on_device_of(x):
         rows_kernel[(-(-rows // together),)](
             x.contiguous(),
-            norm.weight,
-            norm.bias,
+            held(norm.weight),
+            held(norm.bias),
             *written,
             rows,
             width,

@@ -9,7 +9,7 @@ from torch import Tensor
 from fxquant.kernels.cuda.choice import Question, run_fastest
 from fxquant.kernels.cuda.launch_gemm import row_class
 from fxquant.kernels.cuda.tiles import BLOCK, Tiling
-from fxquant.kernels.cuda.triton_support import interpreting, on_device_of
+from fxquant.kernels.cuda.triton_support import held, interpreting, on_device_of
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 FEW = 16  # rows up to which a product is bound by reading the weight
@@ -119,7 +119,7 @@ def _launch(x: Tensor, weight: Weight, after: Epilogue, chosen: Blocks) -> Tenso
     y = x.new_empty((*x.shape[:-1], columns), dtype=after.dtype)
     rows = x.numel() // cut.depth
     residual = None if after.residual is None else after.residual.expand(y.shape).contiguous()
-    pointers = (x.contiguous(), weight.packed, weight.scale, weight.zero_point, after.bias, residual, y)
+    pointers = (x.contiguous(), weight.packed, weight.scale, held(weight.zero_point), held(after.bias), residual, y)
     sizes = (rows, columns, cut.depth, cut.groups)
     constants = (cut.group, cut.segments, cut.width, cut.tiles, cut.parts, cut.aligned(chosen.slices))
     finish = (after.activation, columns if after.activated is None else after.activated, not interpreting())

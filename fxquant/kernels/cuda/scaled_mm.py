@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxquant.kernels.cuda.launch_gemm import Epilogue, Operands
-from fxquant.kernels.cuda.triton_support import OPTIONS, on_device_of
+from fxquant.kernels.cuda.triton_support import OPTIONS, held, on_device_of
 
 LEAST_ROWS = 17  # of torch._int_mm
 MULTIPLE = {torch.int8: 8, torch.float8_e4m3fn: 16}  # of columns and depth
@@ -95,7 +95,7 @@ def finish_sums(
     m = y.numel() // n
     bias, residual = added
     whole = None if residual is None else residual.expand(y.shape).contiguous()
-    tensors = (sums, *scales, bias, whole, y, out.scale, out.zero_point)
+    tensors = (sums, *map(held, scales), held(bias), whole, y, out.scale, out.zero_point)
     numbers = (m, n, sums.stride(0), float(out.qmin), float(out.qmax))
     constants: dict[str, Any] = {
         "BY_ROW": scales[0].ndim > 0,

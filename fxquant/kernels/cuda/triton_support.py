@@ -81,6 +81,11 @@ def on_device_of(x: Tensor) -> AbstractContextManager[None]:
     return guard
 
 
+def held(tensor: Tensor | None) -> Tensor | None:
+    """Return a tensor as a kernel reads it, one value behind the other; None as it is."""
+    return None if tensor is None else tensor.contiguous()
+
+
 def define_with_triton(
     schema: str, reference: Callable[..., Any], triton: Callable[..., Any], fake: Callable[..., Any]
 ) -> None:

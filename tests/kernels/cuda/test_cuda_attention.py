@@ -66,6 +66,14 @@ def test_more_keys_than_queries():
     assert_near(attention.own(q, k, v, mask, None, 0.2, False), wanted(q, k, v, mask[:, None, None], 0.2))
 
 
+def test_one_mask_for_all_and_keys_whose_heads_come_first():
+    """As a cache of fixed length has them: (batch, heads, positions, features) in memory, one query, places unused."""
+    (q, _, _), (_, k, v) = heads(3, 1), heads(3, 20)
+    turned = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in (k, v)]
+    mask = (torch.arange(20) < 7)[None]
+    assert_near(attention.own(q, *turned, mask, None, 0.2, False), wanted(q, k, v, mask[:, None, None], 0.2))
+
+
 def test_a_query_that_sees_no_key_gets_zeros():
     q, k, v = heads(positions=9)
     mask = torch.zeros(2, 9, dtype=torch.bool)

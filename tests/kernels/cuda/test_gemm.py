@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from linears import ACTIVATIONS, FLOAT_OUTPUT, integers, random
 
+from fxquant.errors import ConfigError
 from fxquant.kernels.cuda import gemm, launch_gemm
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -169,3 +170,21 @@ def test_tiles_that_are_measured_fit_the_rows_and_the_registers():
     gated = launch_gemm._fitting(tiles, {"m_class": 4096}, GATED=True)
     assert max(tile.kwargs["BLOCK_M"] * tile.kwargs["BLOCK_N"] for tile in gated) == 128 * 128
     assert launch_gemm._fitting(tiles, {"m_class": 4096}, GATED=False) == tiles
+
+
+def test_operands_lie_in_any_order():
+    x, weight, scale = integers(7, 32), integers(5, 32, seed=1, low=-127), scales(5)
+    operands = (x, scales(7, 1), None, weight, scale, None, random(5))
+    expected = ops.int8_gemm(*operands, None, "none", *FLOAT_OUTPUT)
+    turned = [each.t().contiguous().t() if each is not None and each.ndim == 2 else each for each in operands]
+    apart = [each if each is None or each.ndim != 1 else torch.stack((each, each), 1)[:, 0] for each in turned]
+    assert not apart[3].is_contiguous() and not apart[4].is_contiguous()
+    assert torch.equal(ops.int8_gemm(*apart, None, "none", *FLOAT_OUTPUT), expected)
+
+
+def test_an_unknown_activation_is_refused():
+    x, one = integers(2, 16), torch.ones(())
+    with pytest.raises(ConfigError, match=r"'geluu'.*did you mean 'gelu'"):
+        ops.int8_gemm(x, one, None, x, one, None, None, None, "geluu", *FLOAT_OUTPUT)
+    with pytest.raises(ConfigError, match=r"'geluu'.*did you mean 'gelu'"):
+        ops.int8_gated_gemm(x, one, None, x, one, None, None, "geluu", *FLOAT_OUTPUT)

@@ -12,7 +12,7 @@ import fxquant as fxq
 from fxquant import manifest
 from fxquant.errors import FxQuantError, InputError
 from fxquant.graph import edit
-from fxquant.kernels.cuda import emitters, gemm, triton_support
+from fxquant.kernels.cuda import emitters, triton_support
 
 ops = torch.ops.fxquant
 
@@ -82,6 +82,13 @@ def test_triton_gives_the_references_numbers(interpreted, monkeypatch):
             patch.delenv("TRITON_INTERPRET")
             expected = gm(x)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_lie_in_any_order(interpreted):
+    linear, x = nn.Linear(32, 16).eval(), torch.randn(3, 32)
+    linear.weight = nn.Parameter(linear.weight.detach().t().contiguous().t())
+    gm = fxq.quantize(linear, (x,), backend="cuda")
+    torch.testing.assert_close(gm(x), linear(x), rtol=0, atol=0.05)
 
 
 def test_symmetric_activations_have_no_zero_point():
@@ -249,16 +256,29 @@ def test_what_the_kernels_refuse_is_said_in_the_ledger(qdq, monkeypatch):
     torch.testing.assert_close(gm(torch.ones(2, 8))[0], qdq(torch.ones(2, 8))[0], rtol=0, atol=0)
 
 
-def test_no_memory_to_pack_leaves_the_graph_as_it_was(qdq, monkeypatch):
+CUDA_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore of it")
+CPU_FULL = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes\nmore of it")
+
+
+@pytest.mark.parametrize(
+    ("full", "error", "expected"),
+    [
+        ("kernels.cuda.gemm.pack", CUDA_FULL, r"no memory is left to pack .*: CUDA out of memory. Tried .* as it was"),
+        ("kernels.cuda.gemm.pack", CPU_FULL, r"no memory is left to pack the weight of linear.*can't allocate"),
+        ("passes.lower._lower_quantize", CPU_FULL, "left to lower the graph, which is as it was: DefaultCPUAllocator"),
+    ],
+    ids=["device", "cpu", "later"],
+)
+def test_no_memory_leaves_the_graph_as_it_was(qdq, monkeypatch, full, error, expected):
     before = {name: tensor.clone() for name, tensor in edit.constants(qdq).items()}
     code = qdq.code
 
-    def full(weight):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore of it")
+    def refuse(*_):
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(gemm, "pack", full)
-        with pytest.raises(FxQuantError, match=r"no memory is left to pack .*: CUDA out of memory. Tried .* as it was"):
+        patch.setattr(f"fxquant.{full}", refuse)
+        with pytest.raises(FxQuantError, match=expected):
             fxq.lower(qdq)
     after = edit.constants(qdq)
     assert qdq.code == code

@@ -71,6 +71,8 @@ fxq::Geometry geometry_of(const Images& images, IntArrayRef kernel, IntArrayRef 
     geometry.kernel[i] = axis_of(kernel, i, 1);
     geometry.stride[i] = axis_of(stride, i, 1);
     geometry.dilation[i] = axis_of(dilation, i, 1);
+    TORCH_CHECK(geometry.kernel[i] > 0 && geometry.stride[i] > 0 && geometry.dilation[i] > 0 && images.padding[i] >= 0,
+                "fxquant: a convolution's kernel, strides and dilations are positive, its padding is not negative");
     const int64_t reach = geometry.dilation[i] * (geometry.kernel[i] - 1) + 1;
     TORCH_CHECK(geometry.size[i] >= reach, "fxquant: a kernel that reaches over ", reach, " places, of ",
                 geometry.size[i], " with padding");

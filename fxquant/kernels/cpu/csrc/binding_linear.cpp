@@ -44,6 +44,8 @@ fxq::Linear linear_of(const Plan& plan, const Tensor& packed, const Tensor& weig
   op.weight_scale = weight_scale.const_data_ptr<float>();
   op.per_column = weight_scale.numel() > 1;
   op.weight_sum = weight_sum.const_data_ptr<int32_t>();
+  TORCH_CHECK(weight_scale.is_contiguous() && weight_sum.is_contiguous(),
+              "fxquant: the weight's scales and sums are not contiguous");
   TORCH_CHECK(!bias || bias->numel() == plan.n, "fxquant: the bias is not one value for each of ", plan.n, " columns");
   TORCH_CHECK(op.per_column ? weight_scale.numel() == plan.n : weight_scale.numel() == 1,
               "fxquant: the weight's scale is neither one value nor one for each of ", plan.n, " columns");

@@ -65,12 +65,14 @@ def attention_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Compute BLOCK_M queries of one head of one sequence."""
-    head, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    head, blocks = tl.program_id(1).to(tl.int64), tl.cdiv(queries, BLOCK_M)
+    batch = tl.zeros_like(head)
     if offsets_ptr is not None:
         block, first, last = sequence_of(tl.program_id(0), offsets_ptr, sequences, BLOCK_M, SEQUENCES)
         first_key, last_key = first, last
     else:
-        block, first, last, first_key, last_key = tl.program_id(0), 0, queries, 0, keys
+        batch += tl.program_id(0) // blocks
+        block, first, last, first_key, last_key = tl.program_id(0) % blocks, 0, queries, 0, keys
     query = first + block * BLOCK_M + tl.arange(0, BLOCK_M)
     asked = query < last
     feature = tl.arange(0, FEATURES)
