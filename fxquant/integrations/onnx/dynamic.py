@@ -12,6 +12,7 @@ from fxquant.graph.edit import TensorInfo
 from fxquant.integrations.onnx.ops import DYNAMIC_QUANTIZE, SPEC
 from fxquant.integrations.substitutions import note
 from fxquant.passes.qdq_nodes import CHOOSE_QPARAMS, QUANTIZE
+from fxquant.spec import FORMATS
 
 _AS_WANTED = (SPEC.dtype, SPEC.granularity, SPEC.axis, SPEC.symmetric)
 _NUMBER = TensorInfo(torch.float32, (), ())
@@ -21,7 +22,7 @@ _NUMBER = TensorInfo(torch.float32, (), ())
 class PerTensorDynamic:
     """choose_qparams and quantize → dynamic_quantize: one scale for the whole tensor, affine, uint8.
 
-    Other numbers where the recipe asks for another granularity, as per-token ones do.
+    Other numbers where the recipe asks for another granularity, as per-token ones do. float8 is left: it has no form.
     """
 
     name: ClassVar[str] = "per_tensor_dynamic"
@@ -29,7 +30,11 @@ class PerTensorDynamic:
 
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many dynamic scales were rewritten."""
-        nodes = [node for node in gm.graph.nodes if node.target is CHOOSE_QPARAMS]
+        nodes = [
+            node
+            for node in gm.graph.find_nodes(op="call_function", target=CHOOSE_QPARAMS)
+            if not FORMATS[node.args[1]].floating
+        ]
         for node in nodes:
             dtype, granularity = node.args[1:3]
             if tuple(node.args[1:5]) != _AS_WANTED:

@@ -1,6 +1,6 @@
 """What ONNX has as one operator, as ops of the Q/DQ graph, so that a dialect graph still runs: it is the reference.
 
-dequantize_blocks   DequantizeLinear with a scale for each block of values along any axis
+dequantize_blocks   DequantizeLinear of integers of few bits, or with a scale for each block of values along any axis
 dynamic_quantize    DynamicQuantizeLinear
 """
 
@@ -21,8 +21,11 @@ def dequantize_blocks(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int, b
     """Return scale·(q − zero_point) as float32, one scale for each `block_size` values along `axis`.
 
     `dtype` names the integers ("uint4"), which torch stores one to a byte. Shapes: q (…, K, …), scale and zero_point
-    (…, ⌈K/block_size⌉, …); the zero point may be ().
+    (…, ⌈K/block_size⌉, …); the zero point may be (). A block size of 0 is that of ONNX: a scale for each index of
+    `axis`, (K,), or one for all, ().
     """
+    if not block_size:
+        return dequantize(q, QParams(scale, zero_point, axis if scale.ndim else None))
     scale, zero_point = (each.movedim(axis, -1) if each.ndim else each for each in (scale, zero_point))
     return dequantize(q.movedim(axis, -1), QParams(scale, zero_point, None, block_size)).movedim(-1, axis)
 

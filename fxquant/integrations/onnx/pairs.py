@@ -41,8 +41,9 @@ class QuantizeBehindHeads:
 
 @dataclass(frozen=True)
 class DequantizeAtOnce:
-    """dequantize(move(q)) → move(dequantize(q)) up to the quantize of q. Same numbers."""
+    """dequantize(move(q)) → move(dequantize(q)) up to the quantize of q, for q of these types. Same numbers."""
 
+    dtypes: tuple[torch.dtype, ...] = (torch.int8, torch.uint8)
     name: ClassVar[str] = "dequantize_at_once"
     after: ClassVar[tuple[str, ...]] = ("quantize_behind_heads",)
 
@@ -51,7 +52,7 @@ class DequantizeAtOnce:
         return sum(
             _dequantized_at_once(q)
             for q in gm.graph.find_nodes(op="call_function", target=QUANTIZE)
-            if q.args[3] is None and any(user.target in MOVES_VALUES for user in q.users)
+            if q.args[3] is None and q.args[6] in self.dtypes and any(user.target in MOVES_VALUES for user in q.users)
         )
 
 

@@ -1,6 +1,7 @@
 """TensorRT's rules for explicit quantization, checked on a graph in its dialect; no engine is needed.
 
-Source: NVIDIA TensorRT, Inference Library, "Explicit Quantization" and the reference of IQuantizeLayer.
+Source: NVIDIA TensorRT, Inference Library, "Explicit Quantization" and "Quantized Types and Schemes", and the reference
+of IQuantizeLayer.
 """
 
 import math
@@ -57,10 +58,10 @@ def _symmetric(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:
 
 @RULES.register("signed")
 def _signed(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:
-    """Find integers without a sign: there are int8, and int4 of weights."""
+    """Find integers without a sign: there are int8 and float8, and int4 of weights."""
     for node in _calls(gm, QUANTIZE):
-        if node.args[6] is not torch.int8:
-            yield node, f"its integers are {str(node.args[6]).removeprefix('torch.')}; expected int8"
+        if node.args[6] not in (torch.int8, torch.float8_e4m3fn):
+            yield node, f"its integers are {str(node.args[6]).removeprefix('torch.')}; expected int8 or float8_e4m3fn"
     for node in _calls(gm, DEQUANTIZE_BLOCKS):
         if node.args[5] not in ("int4", "int8"):
             yield node, f"its integers are {node.args[5]}; expected int4 or int8"

@@ -20,12 +20,11 @@ aten = torch.ops.aten
 class LinearsToProducts:
     """linear(x, dequantize(w), b) → matmul(x, dequantize(wᵀ)) + b. Same numbers.
 
-    Runtimes look for Q/DQ next to a MatMul whose weight is [K, N], and a transpose between them hides it. A bias in
-    integers is folded to float32: it is a constant.
+    Runtimes look for Q/DQ next to a MatMul whose weight is [K, N], and a transpose between them hides it.
     """
 
     name: ClassVar[str] = "linears_to_products"
-    after: ClassVar[tuple[str, ...]] = ("merge_products",)
+    after: ClassVar[tuple[str, ...]] = ("float_biases", "merge_products")
 
     def apply(self, gm: fx.GraphModule) -> int:
         """Return how many linears became products."""
@@ -55,7 +54,8 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node, turned: dict[fx.Node, fx.Node]) 
         known = edit.info(node)
         product = edit.call(gm.graph, aten.matmul.default, (x, turned[weight]), like=node, value=known)
         if bias is not None:
-            product = _added(gm, node, product, _in_float(gm, bias))
+            assert isinstance(bias, fx.Node), "a bias is a tensor"
+            product = _added(gm, node, product, bias)
     edit.replace(node, product)
 
 
@@ -80,11 +80,12 @@ def _transposed(gm: fx.GraphModule, weight: fx.Node) -> fx.Node:
     constant = edit.add_constant(gm, f"{name}_transposed", q.t().contiguous(), weight)
     value = TensorInfo(torch.float32, tuple(q.t().shape), (False, False))
     args: tuple[Any, ...] = (constant, scale, zero_point, 1 if scheme == 0 else None)
-    target = DEQUANTIZE
+    target, dtype = DEQUANTIZE, QuantSpec.from_dict(edit.marks(weight)["spec"]).dtype
     if weight.target is DEQUANTIZE_GROUPS:
         blocks = [_blocks(gm, each, weight) for each in (scale, zero_point)]
-        dtype = QuantSpec.from_dict(edit.marks(weight)["spec"]).dtype
         target, args = DEQUANTIZE_BLOCKS, (constant, *blocks, 0, scheme, dtype)
+    elif dtype in ("int4", "uint4"):
+        target, args = DEQUANTIZE_BLOCKS, (constant, scale, zero_point, 1, 0, dtype)
     with gm.graph.inserting_before(weight):
         new = edit.call(gm.graph, target, args, like=weight, value=value)
     edit.mark(new, spec=edit.marks(weight).get("spec"))
@@ -95,12 +96,3 @@ def _blocks(gm: fx.GraphModule, node: fx.Node, before: fx.Node) -> fx.Node:
     """Return a scale or zero point [N, groups] as [groups, N]; one that is () as it is."""
     tensor = edit.get_tensor(gm, node)
     return edit.add_constant(gm, f"{node.target}_transposed", tensor.t().contiguous(), before) if tensor.ndim else node
-
-
-def _in_float(gm: fx.GraphModule, bias: Any) -> Any:
-    """Return a bias as float32, folding a dequantize of integers."""
-    if bias.target is not DEQUANTIZE:
-        return bias
-    q, scale, zero_point = (edit.get_tensor(gm, each) for each in bias.args[:3])
-    name = str(bias.args[0].target)
-    return edit.add_constant(gm, f"{name}_float", torch.ops.fxquant.dequantize(q, scale, zero_point, 0), bias)

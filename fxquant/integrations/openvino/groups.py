@@ -78,7 +78,10 @@ class DynamicInGroups:
 
 def _in_integers(weight: Any) -> bool:
     """Say whether the runtime rounds what is multiplied by a weight: groups of a weight may be no smaller."""
-    if not isinstance(weight, fx.Node):
+    if not isinstance(weight, fx.Node) or weight.target not in (DEQUANTIZE, DEQUANTIZE_GROUPS):
+        return False
+    known = edit.info(weight.args[0]) if isinstance(weight.args[0], fx.Node) else None
+    if known is not None and known.dtype.is_floating_point:
         return False
     grouped: Any = weight.args[3] if weight.target is DEQUANTIZE_GROUPS else 0
     return weight.target is DEQUANTIZE or grouped >= GROUP

@@ -41,10 +41,12 @@ def test_static_is_the_reference_to_one_step(batch):
     assert (found[0] - reference(gm, batch)[0]).abs().median() < 1e-5
 
 
-def test_static_runs_on_integers_as_often_as_the_ledger_says():
-    _, ran = run_ort(file_of(exported("static")), inputs())
-    rows = [row for row in fxq.ledger(converted("static")).rows if row.quantized and row.family == "linear"]
-    merged = [each for each in exported("static").substitutions["model"] if each.name == "merged product"]
+@pytest.mark.parametrize("backend", ["x86", "reference"], ids=["uint8", "int8"])
+def test_static_runs_on_integers_as_often_as_the_ledger_says(backend):
+    report = exported("static", backend=backend)
+    _, ran = run_ort(file_of(report), inputs())
+    rows = [row for row in fxq.ledger(converted("static", backend)).rows if row.quantized and row.family == "linear"]
+    merged = [each for each in report.substitutions["model"] if each.name == "merged product"]
     assert len(rows) == 7
     assert len(merged) == 2
     assert sum(ran[name] for name in INTEGER) == len(rows) - len(merged)
