@@ -48,19 +48,20 @@ class Choices:
     def __init__(self, path: Path, measure: Callable[[Run], float]) -> None:
         self._path, self._measure = path, measure
         self._known: dict[str, dict[str, Any]] | None = None
+        self._passing = dict[str, str]()  # answers that are not written
 
     def known(self, question: Question) -> str | None:
         """Return what was chosen before, by this process or another."""
         if self._known is None:
             self._known = self._read()
         found = self._known.get(question.key)
-        return None if found is None else str(found["chosen"])
+        return self._passing.get(question.key) if found is None else str(found["chosen"])
 
     def choose(self, question: Question, candidates: Mapping[str, Run]) -> str:
         """Return the name of the fastest candidate; the first, if none can be run.
 
-        One that fails is left out from then on; the file says why. Nothing is kept where memory was short, as there may
-        be more of it the next time.
+        One that fails is left out from then on; the file says why. Where memory was short, an answer serves this
+        process alone: the next one may have more.
         """
         found = self.known(question)
         if found in candidates:
@@ -75,6 +76,7 @@ class Choices:
                 excluded[name] = f"{type(error).__name__}: {lines[0][:200]}"
         chosen = min(seconds, key=seconds.__getitem__) if seconds else next(iter(candidates))
         if short:
+            self._passing[question.key] = chosen
             return chosen
         answer = {"chosen": chosen, "seconds": seconds, "excluded": excluded}
         return str(self._keep(question.key, answer, candidates)["chosen"])

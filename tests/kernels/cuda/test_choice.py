@@ -66,6 +66,14 @@ def test_what_fails_is_left_out_and_the_reason_kept(path):
     assert answer["excluded"] == {"scaled_mm": "RuntimeError: row-wise scales need sm_90"}
 
 
+def test_what_failed_for_want_of_memory_is_not_kept(path):
+    short, timer = candidates(triton=2.0, int_mm=torch.OutOfMemoryError("CUDA out of memory")), Timer()
+    choices = Choices(path, timer)
+    assert [choices.choose(QUESTION, short) for _ in range(2)] == ["triton", "triton"]
+    assert len(timer.measured) == 2, "this process asks once"
+    assert Choices(path, Timer()).choose(QUESTION, candidates(triton=2.0, int_mm=1.0)) == "int_mm"
+
+
 def test_where_all_fail_the_first_is_taken(path):
     assert Choices(path, Timer()).choose(QUESTION, candidates(a=ValueError("x"), b=ValueError())) == "a"
 
