@@ -6,10 +6,11 @@ from torch import Tensor, nn
 VOCABULARY, WIDTH, HEADS, POSITIONS = 50, 32, 4, 40
 
 
-def attend(qkv, mask, causal=False, heads=HEADS):
-    """Return self-attention of merged query, key and value (B, S, 3·WIDTH)."""
+def attend(qkv, mask, causal=False, heads=HEADS, around=None):
+    """Return self-attention of merged query, key and value (B, S, 3·WIDTH), to so many tokens around each, or all."""
     scale = (WIDTH // heads) ** -0.5
-    return torch.ops.fxquant.attention(qkv, None, None, mask, None, heads, heads, scale, causal)
+    order = (causal,) if around is None else (True, around, 2 * around + 1, None)
+    return torch.ops.fxquant.attention(qkv, None, None, mask, None, heads, heads, scale, *order)
 
 
 def rotate(x, angles):
@@ -21,15 +22,19 @@ def rotate(x, angles):
 class Layer(nn.Module):
     """Attention and feed-forward, with residuals and norms behind them."""
 
-    def __init__(self, causal=False, rotary=False):
+    def __init__(self, causal=False, rotary=False, around=None):
         super().__init__()
-        self.causal, self.rotary = causal, rotary
+        self.causal, self.rotary, self.around = causal, rotary, around
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
         self.norms = nn.ModuleList([nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)])
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        y = self.rotated(self.qkv(x), mask) if self.rotary else attend(self.qkv(x), mask, self.causal)
+        y = (
+            self.rotated(self.qkv(x), mask)
+            if self.rotary
+            else attend(self.qkv(x), mask, self.causal, HEADS, self.around)
+        )
         x = self.norms[0](x + self.out(y))
         return self.norms[1](x + self.down(nn.functional.gelu(self.up(x))))
 
@@ -45,12 +50,12 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Embeddings, layers, and a head that is given the last hidden states and the mask as it was given."""
 
-    def __init__(self, head=lambda hidden, mask: hidden, layers=2, causal=False, rotary=False):
+    def __init__(self, head=lambda hidden, mask: hidden, layers=2, causal=False, rotary=False, around=None):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.words, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(POSITIONS, WIDTH)
-            self.layers = nn.ModuleList([Layer(causal, rotary) for _ in range(layers)])
+            self.layers = nn.ModuleList([Layer(causal, rotary, around) for _ in range(layers)])
             self.norm, self.pool = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
         self.head = head
         self.register_buffer("position_ids", torch.arange(POSITIONS)[None])

@@ -54,8 +54,12 @@ def _reshape(node: fx.Node) -> Respelled:
 
 def _reshape_as(node: fx.Node) -> Respelled | None:
     found = sizes(node)
-    static = found is not None and all(isinstance(size, int) for size in found)
-    return (aten.reshape.default, (node.args[0], list(found))) if found is not None and static else None
+    if found is None:
+        return None
+    like = [(node.args[1], axis) for axis in range(len(found))]
+    known = zip(found, like, strict=True)
+    shape = [size if isinstance(size, int) else computed(node, aten.sym_size.int, of) for size, of in known]
+    return aten.reshape.default, (node.args[0], shape)
 
 
 def _transpose(node: fx.Node) -> Respelled | None:

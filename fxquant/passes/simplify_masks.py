@@ -7,6 +7,7 @@ a flag. `passes.masks` reads the arithmetic as a condition on (batch, query, key
     key ≤ query                 becomes the flag `causal`
     key ≤ query + cached        becomes the argument `diagonal` of attention with a cache
     and key > that − window     becomes its argument `window`
+    |key − query| ≤ n           becomes the flag and both arguments of attention in the C++ core
     an element of (batch, key)  becomes a mask [B, Sk], whose dead keys the kernel leaves out
     all of these at once        become all
     numbers where one of these  become a mask as above and, of attention with a cache, its argument `bias`
@@ -24,6 +25,7 @@ from torch import fx
 
 from fxquant.graph import edit
 from fxquant.graph.edit import TensorInfo
+from fxquant.kernels.table import FUSES
 from fxquant.passes.masks.arithmetic import ARITHMETIC, HIDDEN, shown
 from fxquant.passes.masks.axes import AXES
 from fxquant.passes.masks.conditions import CONDITIONS
@@ -86,7 +88,9 @@ class SimplifyMasks:
             meaning, bias = meaning_of(reader, mask), None
             if isinstance(meaning, str) and node.target is CACHED:
                 meaning, bias = _apart(reader, mask, meaning)
-            kept = meaning if isinstance(meaning, str) else _give(node, meaning, made)
+            kept = meaning if isinstance(meaning, str) else _unable(gm, node, meaning)
+            if kept is None and isinstance(meaning, Meaning):
+                _give(node, meaning, made)
             if bias is not None and kept is None:
                 node.update_arg(BIAS, _with_four(node, bias))
             edit.mark(node, mask=kept)
@@ -198,16 +202,24 @@ def _over_four(mask: fx.Node, condition: Condition | None) -> Condition | None:
     return found if isinstance(found, All | Not) else None
 
 
-def _give(node: fx.Node, meaning: Meaning, made: dict[Any, fx.Node]) -> str | None:
-    """Give an attention the mask that it needs, or return why it keeps its own."""
-    if node.target is not CACHED and meaning.diagonal not in (None, 0):
+def _unable(gm: fx.GraphModule, node: fx.Node, meaning: Meaning) -> str | None:
+    """Return what an attention has no argument for of what its mask means."""
+    # The C++ core knows windows around a query, but sizes as offsets only where there is a cache.
+    core = node.target is ATTENTION and edit.marks(gm).get("kernels", "") not in FUSES
+    windows = node.target is CACHED or (core and isinstance(meaning.diagonal, int | None))
+    if not windows and meaning.diagonal not in (None, 0):
         return "it depends on more than the order of query and key: an offset between them, which takes a cache"
-    if node.target is not CACHED and meaning.window is not None:
+    if not windows and meaning.window is not None:
         return "it shows the last keys of each query alone, which takes a cache"
     if node.target is CROSS and meaning.diagonal is not None:
         return "it depends on the order of query and key, which attention to a source has none of"
     if node.target is SDPA and meaning.diagonal is not None and meaning.padding is not None:
         return "causal and padding: aten.scaled_dot_product_attention takes one of both"
+    return None
+
+
+def _give(node: fx.Node, meaning: Meaning, made: dict[Any, fx.Node]) -> None:
+    """Give an attention the mask that it needs."""
     padding = None
     if meaning.padding is not None:
         sizes = [_size_of(*place) for place in _sizes(node)]
@@ -220,9 +232,10 @@ def _give(node: fx.Node, meaning: Meaning, made: dict[Any, fx.Node]) -> str | No
     node.update_arg(MASK[node.target], padding)
     if meaning.diagonal is not None:
         node.update_arg(CAUSAL[node.target], meaning.diagonal if node.target is CACHED else True)
-    if meaning.window is not None:
+    if node.target is ATTENTION and (meaning.diagonal or meaning.window is not None):
+        node.args = (*node.args[:9], meaning.diagonal, meaning.window, None)
+    elif meaning.window is not None:
         node.update_arg(WINDOW, meaning.window)
-    return None
 
 
 def _sizes(node: fx.Node) -> tuple[tuple[fx.Node, int], ...]:

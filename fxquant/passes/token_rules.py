@@ -26,6 +26,7 @@ from fxquant.passes.token_views import (
     reshape,
     selection,
     shape_of,
+    stacking,
     transpose,
     unflatten,
     unsqueeze,
@@ -140,7 +141,7 @@ def _expand(node: fx.Node, axis: int) -> Uses | None:
 
 def _item(node: fx.Node, axis: int) -> Uses | None:
     source = node.args[0]
-    several = isinstance(source, fx.Node) and RULES.get(source.target) in (_SPLIT, _quantized_rows)
+    several = isinstance(source, fx.Node) and RULES.get(source.target) in (_SPLIT, _quantized_rows, selection)
     return (Use(source, axis),) if several else None  # type: ignore[arg-type]
 
 
@@ -189,6 +190,8 @@ RULES: dict[Any, Rule] = {
     aten.unsqueeze.default: unsqueeze,
     aten.squeeze.dim: selection,
     aten.select.int: selection,
+    aten.unbind.int: selection,
+    aten.stack.default: stacking,
     aten.transpose.int: transpose,
     aten.permute.default: permute,
     aten.mean.dim: reduction,

@@ -137,3 +137,14 @@ def concatenation(node: fx.Node, axis: int) -> Uses | None:
     nodes = [part for part in parts if isinstance(part, fx.Node)]
     whole = all(axis < rank(part) for part in nodes)
     return tuple(Use(part, axis) for part in nodes) if whole and _axis(dim, rank(node)) not in (0, axis) else None
+
+
+def stacking(node: fx.Node, axis: int) -> Uses | None:
+    """Let tensors be joined along an axis that is new, behind that of the sequences."""
+    parts, dim = node.args[:2]
+    assert isinstance(parts, list | tuple)
+    added = _axis(dim, rank(node))
+    own = axis - (added < axis)
+    if not added or axis == added or not own:
+        return None
+    return tuple(Use(part, own) for part in parts if isinstance(part, fx.Node))

@@ -87,6 +87,7 @@ def _pack(gm: fx.GraphModule, region: Region) -> None:
     for attention in region.attentions:
         attention.update_arg(3, None)
         attention.update_arg(4, offsets)
+        _place(attention, index)
     for node, axis in region.tokens.items():
         resize(node, axis)
         describe_packed(node, axis, mask)
@@ -94,6 +95,13 @@ def _pack(gm: fx.GraphModule, region: Region) -> None:
         x = node.args[0]
         if node in region.tokens and isinstance(x, fx.Node) and edit.info(node) == edit.info(x):
             edit.replace(node, x)
+
+
+def _place(attention: fx.Node, index: fx.Node) -> None:
+    """Give an attention the places of its tokens where not their order alone but how far they are apart counts."""
+    window = attention.args[9:11]
+    if any(window):
+        attention.args = (*attention.args[:9], *window, *[None] * (2 - len(window)), index)
 
 
 def _index(mask: fx.Node) -> tuple[fx.Node, fx.Node]:

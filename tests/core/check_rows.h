@@ -34,6 +34,10 @@ inline void elementwise(const Isa& isa, Report& report) {
     for (int64_t i = 0; i < count; ++i) sums[i] = a[i] + b[i], products[i] = a[i] * b[i];
     report.equal("add", sum.data(), sums.data(), count);
     report.equal("multiply", product.data(), products.data(), count);
+    for (const Activation kind : {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+      isa.activate(kind, a.data(), count, sum.data());
+      for (int64_t i = 0; i < count; ++i) report.close("activate", i, sum[i], scalar::activate(kind, a[i]), 2e-6);
+    }
   }
 }
 

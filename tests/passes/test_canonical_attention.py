@@ -31,10 +31,14 @@ def bert(x, mask):
     return (torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(D) + mask).softmax(-1) @ v
 
 
-def bloom(x, mask):
+def slopes(x):
+    return torch.arange(x.shape[1]).float().expand(x.shape[0] * H, 1, -1)
+
+
+def bloom(x, mask, alibi=None):
     q, k, v = parts(x)
     rows, heads = x.shape[0] * H, (x.shape[0] * H, -1, D)
-    alibi = torch.arange(x.shape[1]).float().expand(rows, 1, -1)
+    alibi = slopes(x) if alibi is None else alibi
     scores = alibi.baddbmm(q.reshape(heads), k.reshape(heads).transpose(1, 2), beta=1.0, alpha=0.3)
     scores = scores.view(x.shape[0], H, x.shape[1], -1) + mask
     probabilities = scores.softmax(-1).view(rows, x.shape[1], -1)
@@ -95,6 +99,16 @@ def test_operands_of_four_dimensions_are_read_where_heads_are_merged():
     (node,) = changed.graph.find_nodes(op="call_function", target=SDPA)
     assert all(operand.target is aten.transpose.int for operand in node.args[:3])
     assert aten.reshape.default not in [user.target for user in node.users]
+
+
+def test_layers_share_a_mask_that_is_made_of_the_same():
+    def two(x, mask):
+        alibi = slopes(x)
+        return bloom(x, mask, alibi), bloom(x * 2, mask, alibi)
+
+    changed, _ = after("recompose_attention", before("recompose_attention", two, QKV, MASK))
+    nodes = changed.graph.find_nodes(op="call_function", target=SDPA)
+    assert len(nodes) == 2 and len({node.args[3] for node in nodes}) == 1
 
 
 def softcap(x, mask):

@@ -60,7 +60,8 @@ def seq2seq(make):
     return made
 
 
-# What the attentions of a model are left with: the dimensions of the mask, 0 for none, and whether they are causal.
+# What the attentions of a model are left with: the dimensions of the mask, 0 for none, whether they are causal, and of
+# those with a window up to where they see and how much of it.
 KEY, CAUSAL, BOTH, NONE, WHOLE = (2, False), (0, True), (2, True), (0, False), (4, False)
 MODELS = {
     "bert": (models.bert, {KEY}),
@@ -72,7 +73,7 @@ MODELS = {
     "bart": (seq2seq(bart), {KEY, CAUSAL}),
     "t5": (models.t5, {KEY, WHOLE}),
     "t5-encoder": (models.t5_encoder, {WHOLE}),
-    "mistral": (mistral, {WHOLE}),
+    "mistral": (mistral, {(2, True, 0, 4)}),
     "bert without a mask": (without_mask(models.bert), {NONE}),
     "gpt2 without a mask": (without_mask(models.gpt2), {CAUSAL}),
     "llama without a mask": (without_mask(models.llama), {CAUSAL}),
@@ -90,9 +91,9 @@ def fused_model(name):
 
 
 def kept(gm):
-    """Return dimensions of the mask and causality of every attention."""
+    """Return dimensions of the mask, causality and window of every attention."""
     found = [node.args for node in gm.graph.nodes if node.target is ATTENTION]
-    return [(0 if args[3] is None else len(edit.info(args[3]).shape), args[8]) for args in found]
+    return [(0 if args[3] is None else len(edit.info(args[3]).shape), args[8], *args[9:11]) for args in found]
 
 
 def fused(model, inputs):
@@ -179,6 +180,10 @@ def causal(keep):
     return length(keep)[None] <= length(keep)[:, None]
 
 
+def ahead(keep):
+    return length(keep)[None] - length(keep)[:, None]
+
+
 def additive(keep):
     return (1.0 - keep[:, None, None].float()) * LEAST
 
@@ -194,6 +199,10 @@ FORMS = {
     "added to a triangle": (lambda keep: torch.full((keep.shape[1],) * 2, LEAST).triu(1) + additive(keep), BOTH),
     "a triangle": (lambda keep: torch.ones(keep.shape[1], keep.shape[1], dtype=torch.bool).tril(), CAUSAL),
     "causal and padding": (lambda keep: causal(keep) & keep.bool()[:, None, None], BOTH),
+    "a window": (lambda keep: causal(keep) & (ahead(keep) > -3), (0, True, 0, 3)),
+    "keys before the query only": (lambda keep: ahead(keep) < 0, (0, True, -1, None)),
+    "keys around the query": (lambda keep: (ahead(keep).abs() <= 2) & keep.bool()[:, None, None], (2, True, 2, 5)),
+    "neighbours": (lambda keep: (-ahead(keep)).abs() < 2, (0, True, 1, 3)),
     "zeros": (lambda keep: torch.zeros(keep.shape[1], keep.shape[1]), NONE),
     "every key": (lambda keep: torch.ones(keep.shape[0], 1, 1, keep.shape[1], dtype=torch.bool), NONE),
 }
@@ -214,14 +223,8 @@ def test_form(form):
 
 
 NEAR_MISSES = {
-    "a window": (
-        lambda keep: causal(keep) & (length(keep)[None] > length(keep)[:, None] - 3),
-        "the last keys of each query alone",
-    ),
-    "keys before the query only": (
-        lambda keep: length(keep)[None] < length(keep)[:, None],
-        "the order of query and key",
-    ),
+    "keys behind the query only": (lambda keep: ahead(keep) > 0, "the order of query and key"),
+    "keys far from the query": (lambda keep: ahead(keep).abs() >= 2, "by more than batch"),
     "blocks of keys and queries": (lambda keep: keep[:, None, None] == keep[:, None, :, None], "by more than batch"),
     "a bias": (lambda keep: length(keep)[None].float() * 0.1 + 0.0 * length(keep)[:, None], "adds other numbers"),
     "a mild penalty": (lambda keep: (1.0 - keep[:, None, None].float()) * -100.0, "adds other numbers"),
@@ -252,6 +255,16 @@ def test_near_miss(case):
     assert not node.args[8]
     assert reason in edit.marks(node)["mask"]
     torch.testing.assert_close(outputs(after, (x, keep)), outputs(before, (x, keep)), rtol=0, atol=0)
+
+
+def test_kernels_of_other_sets_have_no_windows():
+    inputs = torch.randn(2, 5, 32), torch.ones(2, 5)
+    for form, reason in (("a window", "the last keys of"), ("keys before the query only", "an offset between them")):
+        before, _ = fused(Attention(FORMS[form][0]).eval(), inputs)
+        edit.mark(before, kernels="cuda")
+        (node,) = [node for node in applied(before, SimplifyMasks())[0].graph.nodes if node.target is ATTENTION]
+        assert len(node.args) == 9 and node.args[3] is not None
+        assert reason in edit.marks(node)["mask"]
 
 
 def test_a_query_of_which_every_key_is_hidden_gets_zeros():

@@ -5,6 +5,7 @@ import re
 import models
 import pytest
 import torch
+import transformers
 from captured import captured, converted
 from encoders import Encoder, inputs
 from golden import check_golden
@@ -104,9 +105,9 @@ def test_ragged_batches(pair, batch, length, kept, seed):
     assert_agree(*pair, inputs(mask, seed=seed))
 
 
-@pytest.mark.parametrize("options", [{"causal": True}, {"rotary": True}, {"causal": True, "rotary": True}], ids=str)
+@pytest.mark.parametrize("options", [{"causal": True}, {"causal": True, "rotary": True}, {"around": 1}], ids=str)
 @pytest.mark.parametrize("mask", MASKS)
-def test_causal_and_rotary(options, mask):
+def test_causal_rotary_and_windows(options, mask):
     exact, zero = _variant(**options)
     assert "fxquant.unpack_tokens" in targets(zero)
     assert_agree(exact, zero, inputs(MASKS[mask]))
@@ -528,6 +529,27 @@ def test_models(name):
     assert len(attentions) == captured(name)[0].config.num_hidden_layers
     assert all(node.args[3] is None and node.args[4] is not None for node in attentions), "packed, with offsets"
     for mask in (given["attention_mask"], RIGHT, MASK):
+        assert_agree(exact, zero, {"input_ids": models.ids(*mask.shape), "attention_mask": mask})
+
+
+_MODERN = {"global_attn_every_n_layers": 2, "local_attention": 4, "bos_token_id": 1, "eos_token_id": 2}
+ROTARY = {
+    "roformer": (transformers.RoFormerModel, transformers.RoFormerConfig, {"num_hidden_layers": 1}),
+    "modernbert": (
+        transformers.ModernBertModel,
+        transformers.ModernBertConfig,
+        {**_MODERN, "cls_token_id": 1, "sep_token_id": 2, "pad_token_id": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_models_that_turn_queries_and_keys(name):
+    """ModernBERT's second layer sees two tokens on each side, counted with the padding between them."""
+    build, config, changes = ROTARY[name]
+    exact, zero = lowered(models._random(build, config(**models._ENCODER | changes)), models.encoder_inputs())
+    assert "fxquant.unpack_tokens" in targets(zero)
+    for mask in (RIGHT, MASK):
         assert_agree(exact, zero, {"input_ids": models.ids(*mask.shape), "attention_mask": mask})
 
 

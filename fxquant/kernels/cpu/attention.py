@@ -4,7 +4,7 @@ Query, key and value keep their places in memory: no transposes, also where they
 csrc/attention.h computes it; the implementation here says what it means and runs anywhere.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ def attention(
     kv_heads: int,
     scale: float,
     causal: bool,
+    diagonal: int = 0,
+    window: int | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(q·kᵀ·scale + mask)·v, (B, Sq, heads·D) float32, contiguous.
 
@@ -37,16 +40,21 @@ def attention(
         heads: the number of query heads.
         kv_heads: the number of key and value heads.
         scale: what the products of query and key are multiplied with.
-        causal: query i sees keys j ≤ i of its sequence.
+        causal: query i sees keys j ≤ i + diagonal of its sequence; else all.
+        diagonal: 0 but where the order is causal.
+        window: and of these j > i + diagonal − window alone; None: all.
+        places: (S,) integers, with offsets: where each token lies in its sequence, counted from any start, for which i
+            and j then stand. None: one behind the other.
 
     A query that sees no key gets zeros.
     """
     q, k, v = apart(q, k, v, heads, kv_heads)
-    marks = Marks(mask, diagonal=0 if causal else None)
+    marks = Marks(mask, diagonal=diagonal if causal else None, window=window)
     if offsets is None:
         return attend(q, k, v, scale, marks).flatten(2).contiguous()
-    parts = (x.tensor_split(offsets[1:-1].long(), 1) for x in (q, k, v))
-    found = [attend(qi, ki, vi, scale, marks) for qi, ki, vi in zip(*parts, strict=True)]
+    every = torch.arange(q.shape[1], device=q.device) if places is None else places
+    parts = (x.tensor_split(offsets[1:-1].long().cpu(), dim) for x, dim in ((q, 1), (k, 1), (v, 1), (every, 0)))
+    found = [attend(qi, ki, vi, scale, replace(marks, places=at)) for qi, ki, vi, at in zip(*parts, strict=True)]
     return torch.cat(found, 1).flatten(2).contiguous()
 
 
@@ -66,7 +74,8 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 class Marks:
     """What attention does with scores before their softmax: which keys a query sees, what is added, and their cap.
 
-    Query i sees keys j ≤ i + diagonal, and of these the last `window`; scores s become cap·tanh(s / cap) first.
+    Query i sees keys j ≤ i + diagonal, and of these the last `window`; scores s become cap·tanh(s / cap) first. With
+    `places` i and j are those of as many queries as keys.
     """
 
     mask: Tensor | None = None
@@ -74,6 +83,7 @@ class Marks:
     diagonal: int | None = None
     window: int | None = None
     cap: float | None = None
+    places: Tensor | None = None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, marks: Marks) -> Tensor:
@@ -91,13 +101,19 @@ def _marked(scores: Tensor, marks: Marks) -> Tensor:
     if marks.cap is not None:
         scores = marks.cap * (scores / marks.cap).tanh()
     if marks.diagonal is not None:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(marks.diagonal)
-        seen = seen if marks.window is None else seen.triu(marks.diagonal - marks.window + 1)
-        scores = torch.where(seen, scores, nothing)
+        scores = torch.where(_seen(scores, marks, marks.diagonal), scores, nothing)
     mask = marks.mask[:, None, None] if marks.mask is not None and marks.mask.ndim == 2 else marks.mask
     if mask is not None:
         scores = torch.where(mask, scores, nothing) if mask.dtype is torch.bool else scores + mask
     return scores if marks.bias is None else scores + marks.bias
+
+
+def _seen(scores: Tensor, marks: Marks, diagonal: int) -> Tensor:
+    """Return which keys each query sees by their places."""
+    at = [marks.places] * 2 if marks.places is not None else [torch.arange(size) for size in scores.shape[-2:]]
+    query, key = (each.to(scores.device) for each in at)
+    ahead = key - query[:, None] - diagonal
+    return ahead <= 0 if marks.window is None else (ahead <= 0) & (ahead > -marks.window)
 
 
 def _fake(
@@ -110,6 +126,9 @@ def _fake(
     kv_heads: int,
     scale: float,
     causal: bool,
+    diagonal: int = 0,
+    window: int | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     merged, apart = heads + 2 * kv_heads, q.ndim == 4
     width = q.shape[3] * heads if apart else q.shape[2] if k is not None else q.shape[2] // merged * heads
@@ -118,7 +137,7 @@ def _fake(
 
 define(
     "attention(Tensor q, Tensor? k, Tensor? v, Tensor? mask, Tensor? offsets, int heads, int kv_heads, "
-    "float scale, bool causal) -> Tensor",
+    "float scale, bool causal, int diagonal=0, int? window=None, Tensor? places=None) -> Tensor",
     attention,
     _fake,
 )

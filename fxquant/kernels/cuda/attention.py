@@ -30,12 +30,17 @@ def attention(
     kv_heads: int,
     scale: float,
     causal: bool,
+    diagonal: int = 0,
+    window: int | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Return what `fxquant::attention` means, (B, Sq, heads·D) float32, with operands rounded to bfloat16."""
     query, key, value = apart(q, k, v, heads, kv_heads)
     padded = mask is not None and mask.ndim == 2
-    if query.shape[3] > _MOST_FEATURES or query.numel() == 0 or key.numel() == 0 or refusal(q.device) is not None:
-        return reference(q, k, v, mask, offsets, heads, kv_heads, scale, causal)
+    windowed = diagonal != 0 or window is not None  # which no pass asks of a GPU
+    none = query.shape[3] > _MOST_FEATURES or query.numel() == 0 or key.numel() == 0
+    if windowed or none or refusal(q.device) is not None:
+        return reference(q, k, v, mask, offsets, heads, kv_heads, scale, causal, diagonal, window, places)
     if padded or offsets is not None:
         return own(query, key, value, mask, offsets, scale, causal)
     return torchs(query, key, value, mask, scale, causal)

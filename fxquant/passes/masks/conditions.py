@@ -12,9 +12,11 @@ from fxquant.passes.masks.reader import Meaning, Reader, constant
 from fxquant.passes.masks.terms import (
     ALWAYS,
     Affine,
+    All,
     Choice,
     Condition,
     Element,
+    Not,
     Term,
     as_choice,
     as_condition,
@@ -59,6 +61,10 @@ def _operands(reader: Reader, node: fx.Node, count: int) -> list[Condition] | No
 def _compared(compare: Comparison) -> Meaning:
     def meaning(reader: Reader, node: fx.Node) -> Term | None:
         a, b = (reader.aligned(each, node) for each in node.args[:2])
+        apart = _magnitude(reader, node)
+        if apart is not None and isinstance(b, Affine) and compare in (operator.le, operator.lt):
+            ends = [_ordered(compare, Affine().plus(apart, sign).plus(b, -1)) for sign in (1, -1)]
+            return both(each for each in ends if isinstance(each, All | Not))
         if isinstance(a, Affine) and isinstance(b, Affine):
             return _ordered(compare, a.plus(b, -1))
         left, right = (None if each is None else _exact(each) for each in (a, b))
@@ -68,6 +74,15 @@ def _compared(compare: Comparison) -> Meaning:
         return as_condition(chosen(left.condition, float(yes), float(no)))
 
     return meaning
+
+
+def _magnitude(reader: Reader, node: fx.Node) -> Affine | None:
+    """Return the whole number that a comparison compares the magnitude of."""
+    first = node.args[0]
+    if not isinstance(first, fx.Node) or first.target is not aten.abs.default:
+        return None
+    term = reader.aligned(first.args[0], node)
+    return term if isinstance(term, Affine) else None
 
 
 def _exact(term: Term) -> Choice | None:

@@ -106,6 +106,21 @@ def test_equals_softmax_in_float64(each, batch, queries, keys, heads, width, kin
 
 
 @examples
+@given(
+    st.integers(1, 3), lengths, heads_of, st.sampled_from([8, 17]), st.integers(-2, 9),
+    st.sampled_from([None, 1, 5, 19, 70]), st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+def test_windows(each, batch, length, heads, width, diagonal, window, padded, seed):
+    q, k, v = operands(batch, length, length, *heads, width, seed)
+    keep = mask_of("padding", batch, heads[0], length, length, seed) if padded else None
+    ahead = torch.arange(length) - torch.arange(length)[:, None] - diagonal
+    seen = (ahead <= 0) & (ahead > -(window or 999))
+    mask = seen[None, None] if keep is None else seen & keep[:, None, None]
+    y = each(q, k, v, keep, None, *heads, 0.3, True, diagonal, window)
+    assert_exact(y, exact(q, k, v, mask, 0.3, False))
+
+
+@examples
 @given(st.integers(1, 3), lengths, heads_of, features, st.booleans(), st.integers(0, 99))
 def test_merged_columns_equal_three_tensors(each, batch, length, heads, width, causal, seed):
     q, k, v = (x.flatten(2) for x in operands(batch, length, length, *heads, width, seed))
@@ -163,8 +178,9 @@ class TestDependsOnLiveKeysOnly:
         st.sampled_from([8, 32, 33]),
         st.booleans(),
         st.sampled_from(["left", "right", "anywhere"]),
+        st.sampled_from([None, (0, 4), (3, 7), (20, 41)]),
     )
-    def test_padded_equals_packed(self, each, sizes, more, heads, width, causal, side):
+    def test_padded_equals_packed(self, each, sizes, more, heads, width, causal, side, window):
         length = max(sizes) + more
         generator = torch.Generator().manual_seed(length)
         keep = torch.zeros(len(sizes), length, dtype=torch.bool)
@@ -174,8 +190,10 @@ class TestDependsOnLiveKeysOnly:
         padded = operands(len(sizes), length, length, *heads, width)
         packed = [x[keep][None] for x in padded]
         offsets = torch.tensor([0, *torch.tensor(sizes).cumsum(0)])
-        y = each(*padded, keep, None, *heads, 0.2, causal)
-        assert torch.equal(y[keep][None], each(*packed, None, offsets, *heads, 0.2, causal))
+        order = (causal,) if window is None else (True, *window)
+        places = () if window is None else (keep.flatten().nonzero().flatten(),)
+        y = each(*padded, keep, None, *heads, 0.2, *order)
+        assert torch.equal(y[keep][None], each(*packed, None, offsets, *heads, 0.2, *order, *places))
 
     def test_dead_keys_may_hold_anything(self, each):
         q, k, v = operands(2, 6, 20, 2, 2, 16)
@@ -230,6 +248,23 @@ def test_rows_that_see_nothing_are_zeros(each):
     y = each(q, k, v, keep, None, 2, 2, 0.3, True)
     assert (y[1] == 0).all(), "causal queries before the first live key"
     assert (y[0] != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ((None, False, 3, None, None), "diagonal and window take a causal order"),
+        ((None, True, 0, 0, None), "window of 0 keys is not positive"),
+        ((None, True, 0, 4, torch.arange(6)), "places are one for each token of a row, with offsets"),
+        ((torch.tensor([0, 6]), True, 0, 4, torch.arange(5)), "places are one for each token of a row"),
+    ],
+)
+def test_windows_that_make_no_sense(given, text):
+    if not native.available():
+        pytest.skip("the C++ kernels are not available")
+    offsets, *order = given
+    with pytest.raises(RuntimeError, match=text):
+        op(*operands(1, 6, 6, 2, 2, 8), None, offsets, 2, 2, 0.3, *order)
 
 
 def test_no_keys_give_zeros(each):

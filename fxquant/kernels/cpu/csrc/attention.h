@@ -34,6 +34,7 @@ struct Unit {
   int64_t count, padded;   // live keys; the same in whole vectors
   bool whole;              // all keys live
   const int32_t* live;     // their places
+  const int32_t* places;   // of all keys and queries, where these do not lie one behind the other; or null
   const Number *q, *k, *v;  // first row of the sequence
   float* y;
   float* left;             // [kQueries][words of a query], where these are not numbers of q
@@ -185,10 +186,10 @@ inline void attend_tile(const Attention& op, const Unit<Number>& unit, int64_t h
   int64_t first_seen[kRows], seen[kRows];
   V::F lanes[8];
   alignas(64) float folded[8];
-  const int32_t* live = unit.whole ? nullptr : unit.live;
+  const int32_t* live = unit.whole ? unit.places : unit.live;
   for (int r = 0; r < 8; ++r) lanes[r] = V::set(-HUGE_VALF);
   for (int r = 0; r < kRows; ++r) {
-    const auto range = seen_by(op, row + r, unit.count, live);
+    const auto range = seen_by(op, unit.places ? unit.places[row + r] : row + r, unit.count, live);
     first_seen[r] = range.first, seen[r] = range.second;
   }
   const int64_t keys = seen[kRows - 1], padded = lanes_of(keys), begin = first_seen[0] / kPanel * kPanel;
@@ -311,6 +312,9 @@ inline void take_sequence(const Attention& op, Unit<Number>& unit, int64_t seque
   const bool* keep = op.padding ? op.padding + sequence * op.padding_stride[0] : nullptr;
   unit.whole = !find_live(keep, op.padding_stride[1], unit.keys, live, unit.count);
   unit.live = live;
+  unit.places = op.places ? live : nullptr;
+  for (int64_t t = 0; op.places && t < unit.keys; ++t)
+    live[t] = static_cast<int32_t>(op.places[start + t] - op.places[start]);
   unit.padded = lanes_of(unit.count);
 }
 

@@ -25,7 +25,8 @@ std::vector<int64_t> bounds(const Tensor& offsets, int64_t batch, int64_t positi
 }
 
 Tensor attention(const Tensor& q_, const optional<Tensor>& k_, const optional<Tensor>& v_, const optional<Tensor>& mask,
-                 const optional<Tensor>& offsets, int64_t heads, int64_t kv_heads, double scale, bool causal) {
+                 const optional<Tensor>& offsets, int64_t heads, int64_t kv_heads, double scale, bool causal, int64_t diagonal,
+                 optional<int64_t> window, const optional<Tensor>& places) {
   TORCH_CHECK(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "fxquant: attention's ", heads,
               " heads cannot share ", kv_heads, " key heads evenly");
   TORCH_CHECK(k_.has_value() == v_.has_value(), "fxquant: attention takes both key and value, or neither");
@@ -49,6 +50,11 @@ Tensor attention(const Tensor& q_, const optional<Tensor>& k_, const optional<Te
   op.queries = q.positions;
   op.keys = k ? k->positions : q.positions;
   if (mask) fxq::set_mask(op, *mask, q.batch);
+  TORCH_CHECK(causal || (!window && diagonal == 0), "fxquant: attention's diagonal and window take a causal order");
+  TORCH_CHECK(window.value_or(1) > 0, "fxquant: attention's window of ", window.value_or(1), " keys is not positive");
+  op.causal = causal;
+  op.diagonal = diagonal;
+  op.window = window.value_or(0);
   int64_t sequences = q.batch, scores = q.batch * op.queries * op.keys;
   std::vector<int64_t> starts;
   if (offsets) {
@@ -65,6 +71,10 @@ Tensor attention(const Tensor& q_, const optional<Tensor>& k_, const optional<Te
     }
     op.keys = op.queries;
   }
+  TORCH_CHECK(!places || (offsets && places->dim() == 1 && places->numel() == q.positions),
+              "fxquant: attention's places are one for each token of a row, with offsets");
+  const Tensor every = places ? places->to(at::kLong).contiguous() : Tensor();
+  if (places) op.places = every.const_data_ptr<int64_t>();
   if (!y.numel()) return y;
   op.q = q.head(0);
   op.k = k ? k->head(0) : q.head(heads);
@@ -75,7 +85,6 @@ Tensor attention(const Tensor& q_, const optional<Tensor>& k_, const optional<Te
   op.y = y.data_ptr<float>();
   op.y_stride = heads * q.features;
   op.scale = static_cast<float>(scale);
-  op.causal = causal;
   fxq::run(op, sequences, scores);
   return y;
 }

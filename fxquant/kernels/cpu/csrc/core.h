@@ -107,6 +107,7 @@ struct Attention {
   int64_t heads, kv_heads, features;
   int64_t queries, keys;   // positions of a sequence; the most that one has, where there are offsets
   const int64_t* offsets;  // where the sequences of the only batch row begin, and the end; or null
+  const int64_t* places;   // where each token of that row lies in its sequence, from any start; null: one behind the other
   float scale;
   float cap;           // scores s become cap·tanh(s / cap); 0: they stay
   bool causal;         // query i sees keys up to i + diagonal
