@@ -45,8 +45,8 @@ class Requantize:
 class Site:
     """A claimed op about to be replaced by a kernel.
 
-    `operands` has every role of the op except the output; an absent optional tensor is None. `attrs` are the
-    pattern's literals. `requantize` is set where the result goes into one static quantize and nowhere else.
+    `operands` has the roles of the op except the output; an optional tensor that is absent is missing, or None. `attrs`
+    are the pattern's literals. `requantize` is set where the result goes into one static quantize and nowhere else.
     """
 
     gm: fx.GraphModule

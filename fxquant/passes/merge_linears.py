@@ -27,6 +27,8 @@ ACTIVATED = "activated"  # one that says how many of them, from the first on, ha
 BLOCK = 64  # columns of a packed weight that stand together
 # Kernel arguments that belong to one result alone: a kernel that is given one of them is left as it is.
 OWN = ("residual", "out_scale")
+# Kernels of other packages that have not all of these are left alone.
+NEEDED = {"weight_scale", "bias", "activation"}
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class MergeLinears:
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
-    """Return the arguments of a kernel call by their names in its schema."""
+    """Return the arguments of a kernel call by their names in its schema; another package may leave defaults out."""
     assert isinstance(node.target, torch._ops.OpOverload)
-    return {argument.name: value for argument, value in zip(node.target._schema.arguments, node.args, strict=True)}
+    return {argument.name: value for argument, value in zip(node.target._schema.arguments, node.args, strict=False)}
 
 
 def _key(gm: fx.GraphModule, node: fx.Node) -> Any:
@@ -62,7 +64,7 @@ def _key(gm: fx.GraphModule, node: fx.Node) -> Any:
     if node.op != "call_function" or not claimed.startswith("linear") or "lowered" not in marks(node):
         return None
     given = _arguments(node)
-    if claimed != "linear" and ACTIVATED not in given:
+    if not given.keys() >= NEEDED or (claimed != "linear" and ACTIVATED not in given):
         return None
     if any(given.get(name) is not None for name in OWN) or not _whole_blocks(gm, given):
         return None

@@ -171,3 +171,15 @@ def test_an_unknown_pass_names_the_file_and_the_nearest():
         fxq.ConfigError, match=r"mine.toml: \[lower\] passes: unknown lowering pass 'merge_linear': did you"
     ):
         listed_passes(("merge_linear",), "mine.toml")
+
+
+def test_kernels_of_other_packages_are_left_alone():
+    """They need not have the operands by which ours are merged."""
+    graph = torch.fx.Graph()
+    x, weight = graph.placeholder("x"), graph.placeholder("weight")
+    products = [graph.call_function(torch.ops.aten.mm.default, (x, weight)) for _ in range(2)]
+    for node in products:
+        edit.mark(node, claim={"op": "linear"}, lowered="other.product")
+    graph.output(tuple(products))
+    assert MergeLinears().apply(torch.fx.GraphModule({}, graph)) == 0
+    assert len(graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)) == 2
