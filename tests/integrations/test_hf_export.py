@@ -40,9 +40,9 @@ def export(name, config, model, inputs):
     return get_exporter_class(name)().export(model, dict(inputs), config)
 
 
-def check_near(found, model, inputs):
+def check_near(found, model, inputs, bound=0.05):
     expected = model(**inputs).logits
-    assert 0 < (found.logits - expected).abs().max() < 0.05 * expected.abs().max()
+    assert 0 < (found.logits - expected).abs().max() < bound * expected.abs().max()
 
 
 def test_dynamo_program_has_the_operators_of_static_quantization(classifier):
@@ -85,16 +85,30 @@ def test_decoding_step_with_a_cache():
     check_near(outputs, model, {"input_ids": ids[:, :5], "logits_to_keep": 1})
 
 
-def test_onnx_model_runs(classifier):
+IN_GROUPS = fxq.Recipe(base="weight-only-int4", specs={"weight": {"group_size": 16}})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "operator", "bound"),
+    [("static", "QuantizeLinear", 0.05), ("dynamic", "DynamicQuantizeLinear", 0.05), (IN_GROUPS, "MatMulNBits", 0.5)],
+    ids=["static", "dynamic", "4 bits"],
+)
+def test_onnx_model_runs(classifier, recipe, operator, bound):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model, inputs = classifier
-    config = OnnxConfig(quantizer=FxQuantizer("static", calibration_dataset=BATCHES))
-    exported = export("onnx", config, model, inputs)
+    quantizer = FxQuantizer(recipe, "x86", calibration_dataset=BATCHES)
+    exported = export("onnx", OnnxConfig(quantizer=quantizer), model, inputs)
     operators = Counter(node.op_type for node in exported.program.graph)
-    assert operators["QuantizeLinear"] >= 4
-    assert operators["DequantizeLinear"] > operators["QuantizeLinear"]
-    check_near(exported(**inputs), model, inputs)
+    linears = sum(row.family == "linear" and row.quantized for row in quantizer.ledger.rows)
+    merged = sum(each.name == "merged product" for each in quantizer.substitutions)
+    assert (linears, merged) == (8, 2)
+    if recipe is IN_GROUPS:
+        assert operators[operator] == linears - merged
+    else:
+        assert operators[operator] >= 4
+        assert operators["DequantizeLinear"] >= linears - merged + operators[operator]
+    check_near(exported(**inputs), model, inputs, bound)
 
 
 def test_openvino_model_runs(classifier):

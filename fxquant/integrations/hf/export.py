@@ -16,10 +16,12 @@ from fxquant.backends import Backend
 from fxquant.calibration import calibrate
 from fxquant.errors import CaptureError, ConfigError
 from fxquant.graph import edit
+from fxquant.integrations.hf import onnx_calls
 from fxquant.integrations.hf.config import FxQuantConfig
 from fxquant.integrations.hf.skips import skipped_modules, unmatched_unsaid
 from fxquant.integrations.pt2e.outwards import PROFILES, Profile
 from fxquant.integrations.pt2e.spelled import Style, spelled
+from fxquant.integrations.substitutions import Substitution, substitutions
 from fxquant.ladder import capture
 from fxquant.ledger import Ledger, read_ledger
 from fxquant.quantize import check_coverage, needs_calibration
@@ -28,8 +30,10 @@ from fxquant.stages import convert, prepare
 
 # OpenVINO makes a FakeQuantize of a pair.
 _PROFILES = {
-    ExportFormat.OPENVINO: Profile(Style(float_weights=True)),
+    ExportFormat.DYNAMO: PROFILES["torch"],
     ExportFormat.EXECUTORCH: PROFILES["xnnpack"],
+    ExportFormat.ONNX: Profile(Style(), onnx_calls.PASSES),
+    ExportFormat.OPENVINO: Profile(Style(float_weights=True)),
 }
 
 
@@ -45,7 +49,8 @@ class FxQuantizer(ExportQuantizer):
         modules_to_not_convert: paths of modules that stay in float, with what is in them.
         strict: raise where an op that should be quantized stays in float.
 
-    `ledger` holds, after an export, what was done to each op of the graph exported last.
+    `ledger` holds, after an export, what was done to each op of the graph exported last, and `substitutions` what the
+    format says in other numbers or another form.
     """
 
     quantizes_fx_graph = True
@@ -63,6 +68,7 @@ class FxQuantizer(ExportQuantizer):
         super().__init__(calibration_dataset)
         self.config = FxQuantConfig(recipe, backend, list(modules_to_not_convert), strict)
         self.ledger: Ledger | None = None
+        self.substitutions: tuple[Substitution, ...] = ()
 
     def quantize(self, model: fx.GraphModule, sample_inputs: dict[str, Any], export_format: ExportFormat) -> nn.Module:
         """Return the quantized graph of an exported one, called as that is.
@@ -71,6 +77,7 @@ class FxQuantizer(ExportQuantizer):
             CaptureError: the graph takes or does what fxquant cannot hold.
             CalibrationError: a batch does not fit, or gives no ranges.
             CoverageError: `strict`, and an op that should be quantized stays in float.
+            ExportError: an op that the format cannot express, by name.
         """
         structure = _structure(model, sample_inputs)
         captured = capture(_Flat(model, structure), tuple(structure.tensors(sample_inputs)))
@@ -86,8 +93,13 @@ class FxQuantizer(ExportQuantizer):
             prepared = calibrate(prepared, batches, progress=False)
         converted = convert(prepared)
         self.ledger = read_ledger(converted)
-        profile = _PROFILES.get(export_format, Profile(Style()))
-        return _Quantized(spelled(profile.adapted(converted), profile.style), structure)
+        profile = _PROFILES[export_format]
+        adapted = profile.adapted(converted)
+        profile.check(adapted)
+        self.substitutions = substitutions(adapted)
+        if export_format == ExportFormat.ONNX:
+            onnx_calls.call_by_name(adapted)
+        return _Quantized(spelled(adapted, profile.style), structure)
 
 
 @dataclass(frozen=True)
