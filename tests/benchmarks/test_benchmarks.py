@@ -112,7 +112,7 @@ def test_scaling_times_every_stage(script, tiny, capsys):
     head = row(out, "seconds ")
     for stage in ("capture", "prepare", "calibrate", "convert", "lower", "save", "load"):
         assert stage in head
-    assert "met: below 10" in row(out, "MiniLM")
+    assert "below 10" in row(out, "MiniLM")
     assert len(row(out, "BERT-base, 2 layers").split()) == 3 + 8
     assert row(out, "1 → 2")
 

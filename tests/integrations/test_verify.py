@@ -46,14 +46,6 @@ def test_other_runtimes_agree(artifact, name):
     assert row.size > 1000
 
 
-@pytest.mark.filterwarnings("ignore")  # of ExecuTorch's and torchao's own code
-def test_executorch_agrees(artifact):
-    pytest.importorskip("executorch.exir")
-    row = only(artifact, "executorch")
-    assert row.status is Status.AGREES
-    assert row.runtime.startswith("executorch ")
-
-
 def _with_another_scale(start, factor):
     """Return what starts a runtime on a file whose first activation has another scale."""
 

@@ -38,7 +38,7 @@ def core_sources(processor: str) -> list[Path]:
 
 def library_sources(processor: str) -> list[Path]:
     """Return what the library for torch is compiled of: the core, and the bindings where they stand together."""
-    return [*core_sources(processor), *sorted((KERNELS / "cpu" / "csrc").glob("bindings_*.cpp"))]
+    return [*core_sources(processor), *(path for path in core_files(processor) if path.match("bindings_*.cpp"))]
 
 
 def fingerprint(files: Iterable[Path], *settings: object) -> str:

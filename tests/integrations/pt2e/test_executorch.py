@@ -4,10 +4,12 @@ import sys
 
 import pytest
 import torch
+from captured import converted as model
 from pt2e_graphs import LINEARS, Chain, X, captured, chain, converted, inputs, named, written
 from torch import nn
 
 import fxquant as fxq
+from fxquant.verification.verification import Status
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # of ExecuTorch's and torchao's own code
@@ -93,6 +95,13 @@ def test_every_form_that_xnnpack_has_runs_in_integers(executorch, tmp_path):
     assert error.max() < 0.01
     assert error.median() < 1e-5
     assert (dialect - graph(x)).abs().max() < 0.05 * graph(x).abs().max()
+
+
+def test_verify_runs_it(executorch, tmp_path):
+    artifact = fxq.save(model("mlp", "static"), tmp_path / "static")
+    _, row = fxq.verify(artifact, rounds=0, backends=(), runtimes=["executorch"]).rows
+    assert row.status is Status.AGREES
+    assert row.runtime.startswith("executorch ")
 
 
 def test_graph_of_its_quantizer_comes_in(executorch):
