@@ -39,7 +39,7 @@ def page(results: Sequence[Result], machine: str) -> str:
             f"- equal to eager at every size: {len(equal)} of {len(captured)}",
             f"- matrix products quantized: {quantized} of {gemms}; the others by reason:",
             *(f"    - {count} {reason}" for reason, count in reasons.most_common()),
-            f"- share of linears the same with eager attention: {alike} of {len(same)}",
+            *([f"- share of linears the same with eager attention: {alike} of {len(same)}"] if same else []),
             "",
             _table(results),
             "",
