@@ -1,7 +1,8 @@
 """The tensors below a module, held from call to call as long as they are its own.
 
-Walking the modules of a lowered decoder to its hundred tensors took 80 to 110 µs of each token: the weights that a token
-reads leave nothing of Python's own in the caches. Whether each is still where it was is asked in C alone, in 70 to 80.
+Walking the modules of a lowered decoder to its hundred tensors took 80 to 110 µs of each token: the weights that a
+token reads leave nothing of Python's own in the caches. Whether each is still where it was is asked in C alone, in 70
+to 80.
 """
 
 import weakref
