@@ -8,6 +8,8 @@ import ast
 import re
 from collections.abc import Iterator, Sequence
 
+Path = tuple[str, ...]  # names from a graph on
+
 ATTRIBUTE = re.compile(r"(\w+)(?: : [^=]+)? = (self\..+|getattr\(.+)")
 
 
@@ -26,19 +28,14 @@ def read_directly(body: list[str], first: Sequence[str] = ()) -> list[str]:
     return ["if torch.compiler.is_compiling():\n", *plain, "else:\n", *direct, *rest]
 
 
-def paths(body: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the path of each attribute that the lines of a generated forward read, by the name that they give it."""
-    return dict(read for line in body if (read := _read(line)))
-
-
-def _read(line: str) -> tuple[str, tuple[str, ...]] | None:
+def _read(line: str) -> tuple[str, Path] | None:
     """Return the name and the path of the attribute that a line assigns to it."""
     match = ATTRIBUTE.fullmatch(line.rstrip())
     path = path_of(ast.parse(match[2], mode="eval").body) if match else None
     return (match[1], path) if match and path else None
 
 
-def path_of(value: ast.expr) -> tuple[str, ...] | None:
+def path_of(value: ast.expr) -> Path | None:
     """Return the names from `self` on of self.a.b, or of getattr(self.a, "0"); None of anything else."""
     match value:
         case ast.Name(id="self"):
@@ -50,9 +47,9 @@ def path_of(value: ast.expr) -> tuple[str, ...] | None:
     return None
 
 
-def _walk(reads: dict[str, tuple[str, ...]]) -> Iterator[str]:
+def _walk(reads: dict[str, Path]) -> Iterator[str]:
     """Yield lines that assign every path, each module on the way and its two dicts fetched once."""
-    modules: dict[tuple[str, ...], str] = {(): "self"}
+    modules: dict[Path, str] = {(): "self"}
     opened: set[str] = set()
     for name, (*holders, leaf) in reads.items():
         for depth in range(1, len(holders) + 1):

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Path = tuple[str, ...]
+from fxquant.graph.attributes import Path
+
 Place = tuple[dict[str, Any], str]  # a module's own dict, and the name in it
 
 

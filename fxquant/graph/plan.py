@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fxquant.graph.attributes import path_of
+from fxquant.graph.attributes import Path, path_of
 
 # How an argument of a call is written: (CONSTANT, value), (SLOT, index), (LIST, (argument, …)).
 CONSTANT, SLOT, LIST = 0, 1, 2
@@ -32,16 +32,22 @@ class Plan:
 
     Invariants:
         - `inputs` are the names that the calls read and do not make: the first `given` come with a call of the graph,
-          the others are its parameters and buffers. They have the first slots, the results of `calls` those behind.
+          the others are its parameters and buffers, at `paths`. They have the first slots, the results of `calls`
+          those behind.
         - a call is (operator, overload, as many arguments as its schema has); or, with the overload "", `getitem` or
           one of add, sub, mul and floordiv of two whole numbers.
         - `returned` are the leaves that forward returns: slots, or None for a leaf that is None.
     """
 
     inputs: tuple[str, ...]
-    given: int
+    paths: tuple[Path, ...]
     calls: tuple[Call, ...]
     returned: tuple[int | None, ...]
+
+    @property
+    def given(self) -> int:
+        """How many inputs come with a call."""
+        return len(self.inputs) - len(self.paths)
 
 
 def read(body: Sequence[str]) -> Plan | None:
@@ -58,7 +64,8 @@ def read(body: Sequence[str]) -> Plan | None:
         returned = tuple(_leaf(_argument(leaf, slots)) for leaf in leaves)
     except _Unplanned:
         return None
-    return Plan(inputs, sum(name not in assigned for name in inputs), made, returned)
+    paths = tuple(path for name in inputs if name in assigned and (path := path_of(assigned[name])))
+    return Plan(inputs, paths, made, returned)
 
 
 def _assigned(statements: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:

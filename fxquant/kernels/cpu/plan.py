@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph import attributes, plan
-from fxquant.graph.held import Held, Path, hold
+from fxquant.graph.held import Held, hold
 from fxquant.graph.signature import Signature, SignatureCodeGen
 from fxquant.kernels.cpu import native
 
@@ -17,12 +17,12 @@ _PLAIN = frozenset({Tensor})
 
 
 class Runner:
-    """The calls of a graph, ready to be run; its constants, at these paths, are held from call to call."""
+    """The calls of a graph, ready to be run; its constants are held from call to call."""
 
-    def __init__(self, calls: plan.Plan, paths: Sequence[Path]) -> None:
+    def __init__(self, calls: plan.Plan) -> None:
         results = [slot for slot in calls.returned if slot is not None]
         made = torch.classes.fxquant.Plan(len(calls.inputs), calls.calls, results)
-        self._bind, self._run, self._paths = made.bind, made.run, tuple(paths)
+        self._bind, self._run, self._paths = made.bind, made.run, calls.paths
         self._held: Held | None = None
 
     def run(self, root: fx.GraphModule, inputs: list[Any]) -> list[Tensor] | None:
@@ -57,8 +57,7 @@ class PlannedCodeGen(SignatureCodeGen):
         read = plan.read(body)
         if read is None:
             return attributes.read_directly(body)
-        found = attributes.paths(body)
-        self._runner = Runner(read, [found[name] for name in read.inputs[read.given :]])
+        self._runner = Runner(read)
         return attributes.read_directly(body, self._lines(read))
 
     def additional_globals(self) -> list[tuple[str, Any]]:
