@@ -15,6 +15,7 @@ from fxquant.integrations.onnx.dynamic import PerTensorDynamic
 from fxquant.integrations.onnx.merge import MergeProducts
 from fxquant.integrations.onnx.ops import DEQUANTIZE_BLOCKS, DYNAMIC_QUANTIZE
 from fxquant.integrations.onnx.weights import LinearsToProducts
+from fxquant.kernels.int4 import pack_int4
 from fxquant.passes.qdq_nodes import DEQUANTIZE
 
 PASSES = (PerTensorDynamic(), MergeProducts(), LinearsToProducts())
@@ -50,9 +51,9 @@ def _multiply_bits(gm: fx.GraphModule, product: fx.Node) -> None:
     if axis != 0 or size < _LEAST or size & (size - 1) or k % size or dtype not in _MIDDLE:
         return
     parts = {
-        "bits": _packed(integers.t(), _MIDDLE[dtype]).reshape(n, -1, size // 2),
+        "bits": _codes(integers.t(), _MIDDLE[dtype]).reshape(n, -1, size // 2),
         "scales": scales.t().flatten(),
-        "zeros": _packed(zeros.expand(scales.shape).t(), _MIDDLE[dtype]).flatten(),
+        "zeros": _codes(zeros.expand(scales.shape).t(), _MIDDLE[dtype]).flatten(),
     }
     constants = [edit.add_constant(gm, f"{q.target}_{part}", value, product) for part, value in parts.items()]
     with gm.graph.inserting_before(product):
@@ -63,11 +64,9 @@ def _multiply_bits(gm: fx.GraphModule, product: fx.Node) -> None:
 _MIDDLE = {"int4": 8, "uint4": 0}  # what makes integers those of MatMulNBits, which are unsigned
 
 
-def _packed(integers: Tensor, middle: int) -> Tensor:
-    """Return integers (rows, n) two to a byte, the first in the lower half: (rows, ⌈n/2⌉)."""
-    unsigned = (integers.to(torch.int16) + middle).to(torch.uint8)
-    unsigned = torch.nn.functional.pad(unsigned, (0, unsigned.shape[1] % 2))
-    return unsigned[:, ::2] | unsigned[:, 1::2] << 4
+def _codes(integers: Tensor, middle: int) -> Tensor:
+    """Return integers (rows, n) as MatMulNBits has them, two to a byte: (rows, ⌈n/2⌉)."""
+    return pack_int4((integers.to(torch.int16) + middle).to(torch.uint8))
 
 
 def _matmul_bits(x: Tensor, bits: Tensor, scales: Tensor, zeros: Tensor, k: int, n: int, size: int) -> Tensor:

@@ -17,8 +17,8 @@ from fxquant.kernels import qdq
 from fxquant.kernels.cpu.packed import COLUMNS, pack, unpack
 from fxquant.kernels.layout import LAYOUTS
 from fxquant.kernels.library import define
+from fxquant.kernels.reference.conv import channels_last, empty_channels_last, output_shape
 from fxquant.kernels.reference.conv import conv_int8 as reference
-from fxquant.kernels.reference.conv import output_shape
 
 # Taps of a filter up to which float32 sums of 8-bit products are exact.
 MOST_TAPS = 1024
@@ -73,7 +73,7 @@ def conv_int8(
     """Return what the reference `conv_int8` does, with a float32 bias, from a packed weight; `kernel` is its size."""
     weight = unpack_filters(packed, (len(weight_sum), x.shape[1] // groups, *kernel), groups)
     operands = (x, x_scale, x_zero_point, weight, weight_scale, bias, residual, activation)
-    return _channels_last(reference(*operands, stride, padding, dilation, groups, *requantization))
+    return channels_last(reference(*operands, stride, padding, dilation, groups, *requantization))
 
 
 def conv_dynamic_int8(
@@ -100,13 +100,8 @@ def conv_dynamic_int8(
     return conv_int8(q, scale, zero_point, packed, weight_scale, weight_sum, *tail)
 
 
-def _channels_last(y: Tensor) -> Tensor:
-    return y.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 def _empty(x: Tensor, weight_sum: Tensor, options: Sequence[Any], dtype: torch.dtype) -> Tensor:
-    batch, columns, *places = output_shape(x, weight_sum.shape[0], *options)
-    return x.new_empty((batch, *places, columns), dtype=dtype).movedim(-1, 1)
+    return empty_channels_last(x, output_shape(x, weight_sum.shape[0], *options), dtype)
 
 
 def _fake(x: Tensor, *rest: Any) -> Tensor:

@@ -58,8 +58,7 @@ def int8_conv(
     `weight_sum` is Σ w of each row, int32 (N,), and `kernel` the size of a filter.
     """
     operands = (x, x_scale, x_zero_point, unpack(packed, x.shape[1], kernel), weight_scale, bias, residual, activation)
-    y = reference.conv_int8(*operands, stride, padding, dilation, 1, *requantization)
-    return y.movedim(1, -1).contiguous().movedim(-1, 1)
+    return reference.channels_last(reference.conv_int8(*operands, stride, padding, dilation, 1, *requantization))
 
 
 # ── on the device ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,9 +112,8 @@ def _by_row(value: Tensor, rows: Tensor) -> Tensor:
 
 def _fake(x: Tensor, *rest: Any) -> Tensor:
     packed, kernel, stride, padding, dilation, out_scale, out_dtype = rest[2], *rest[8:13], rest[-1]
-    batch, columns, *places = reference.output_shape(x, packed.shape[0], kernel, stride, padding, dilation)
-    dtype = torch.float32 if out_scale is None else out_dtype
-    return x.new_empty((batch, *places, columns), dtype=dtype).movedim(-1, 1)
+    shape = reference.output_shape(x, packed.shape[0], kernel, stride, padding, dilation)
+    return reference.empty_channels_last(x, shape, torch.float32 if out_scale is None else out_dtype)
 
 
 define_with_triton(

@@ -96,6 +96,17 @@ def output_shape(
     ]
 
 
+def channels_last(y: Tensor) -> Tensor:
+    """Return [B, N, …] with the channels of a place side by side in memory."""
+    return y.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def empty_channels_last(x: Tensor, shape: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    """Return an empty tensor [B, N, …] of this shape, laid out as `channels_last` does, where x is."""
+    batch, columns, *places = shape
+    return x.new_empty((batch, *places, columns), dtype=dtype).movedim(-1, 1)
+
+
 def _fake(x: Tensor, x_scale: Tensor, x_zero_point: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     stride, padding, dilation, out_scale, out_dtype = *rest[4:7], rest[8], rest[12]
     shape = output_shape(x, weight.shape[0], weight.shape[2:], stride, padding, dilation)
